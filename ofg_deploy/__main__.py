@@ -1,0 +1,5 @@
+"""``python -m ofg_deploy``."""
+
+from ofg_deploy.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""What can go wrong, as one small tree. Each branch has its own exit code.
+
+OfgError (1)
+├── UsageError (2)         the command itself makes no sense
+├── InputError (3)         a file or its content cannot be used
+│   └── GeometryError (3)  ... because of where it says it lies in the world
+├── ParityError (4)        an exported model does not reproduce its network
+└── DeviceError (5)        a device, runtime or provider is not there as asked
+
+Every message is one line: what was given, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class OfgError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(OfgError, ValueError):
+    """Options that contradict each other or name something that does not exist."""
+
+    exit_code = 2
+
+
+class InputError(OfgError, ValueError):
+    """A file or its content that cannot be used."""
+
+    exit_code = 3
+
+
+class GeometryError(InputError):
+    """An affine, shape or overlap that makes a registration meaningless."""
+
+
+class ParityError(OfgError, RuntimeError):
+    """An exported model whose output differs from its network by more than allowed."""
+
+    exit_code = 4
+
+
+class DeviceError(OfgError, RuntimeError):
+    """A device, runtime or provider that was asked for and is not there."""
+
+    exit_code = 5

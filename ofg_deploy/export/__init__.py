@@ -1,0 +1,1 @@
+"""Checkpoint -> self-contained model file that is proved to reproduce its network."""

@@ -1,0 +1,127 @@
+"""Network -> one self-contained ONNX file with its contract, published only when it reproduces the network."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from ofg_deploy import __version__
+from ofg_deploy.errors import ParityError
+from ofg_deploy.export.parity import Parity, Tolerance, compare
+from ofg_deploy.export.source import ExportSource
+from ofg_deploy.export.topology import topology
+from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, seal
+from ofg_deploy.outputs import check_writable, staged, to_json
+from ofg_deploy.serve.engine import open_engine
+from ofg_deploy.train.checkpoint import weights_sha256
+from ofg_deploy.train.loop import predict
+from ofg_deploy.train.networks.base import RegistrationNetwork
+
+OPSET = 20
+MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was published: the model, its record beside it, and the parity found on ``pairs_from``."""
+
+    model: Path
+    record: Path
+    parity: Parity
+    contract: Contract
+
+
+def export_onnx(source: ExportSource, out: Path, tolerance: Tolerance, overwrite: bool, command: list[str]) -> Exported:
+    """Trace the network alone, prove it against the eager one in ONNX Runtime, then publish model and record.
+
+    Raises:
+        ParityError: the graph holds something that is not inference of the network, or differs beyond ``tolerance``.
+        InputError: ``out`` exists already or cannot be written.
+    """
+    record = out.with_suffix(".json")
+    check_writable([out, record], overwrite)
+    network = source.network.eval()
+    contract = Contract(
+        network=source.name,
+        expects=source.expects,
+        divisor=network.divisor,
+        weights_sha256=weights_sha256(network.state_dict()),
+        training=source.training,
+    )
+    model = trace(network, source.expects.shape)
+    check_graph(model, network)
+    onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.to_json(), SEAL_KEY: UNSEALED})
+    model.producer_name, model.producer_version = "ofg_deploy", __version__
+    content = seal(model.SerializeToString())
+    with staged([out, record], overwrite) as [partial, partial_record]:
+        partial.write_bytes(content)
+        engine = open_engine(partial, "cpu")
+        found = compare(
+            lambda moving, fixed: predict(network, moving, fixed, "cpu"), engine.predict, source.pairs, source.dice
+        )
+        found.check(tolerance)
+        shape = topology(model)
+        sidecar = {
+            "schema": 1,
+            "version": __version__,
+            "command": command,
+            "model": out.name,
+            "model_sha256": engine.model_sha256,
+            "contract": asdict(contract),
+            "opset": OPSET,
+            "topology_sha256": shape.sha256,
+            "nodes": len(shape.nodes),
+            "parameters": shape.parameters,
+            "runtime": engine.runtime,
+            "parity": asdict(found),
+            "parity_pairs": source.pairs_from,
+            "tolerance": asdict(tolerance),
+        }
+        partial_record.write_text(to_json(sidecar))
+    return Exported(out, record, found, contract)
+
+
+def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Inputs ``moving`` and ``fixed`` (N, 1, X, Y, Z), output ``field`` (N, 3, X, Y, Z); any batch size N."""
+    example = torch.zeros(2, 1, *shape)
+    batch = {0: torch.export.Dim("N")}
+    with warnings.catch_warnings():
+        # The exporter deprecates parts of itself while running; nothing a user of this command could act on.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            network,
+            (example, example.clone()),
+            input_names=["moving", "fixed"],
+            output_names=["field"],
+            dynamic_shapes={"moving": batch, "fixed": batch},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ParityError("the network could not be traced")
+    model: onnx.ModelProto = program.model_proto
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def check_graph(model: onnx.ModelProto, network: RegistrationNetwork) -> None:
+    """Only the network is in the graph: its own operators, its own weights, nothing of training.
+
+    Raises:
+        ParityError: an operator the network does not declare, or another number of weights than the network has.
+    """
+    foreign = sorted({n.op_type for n in model.graph.node if n.domain or n.op_type not in network.onnx_ops})
+    if foreign:
+        raise ParityError(f"the graph holds {', '.join(foreign[:MAX_LISTED])}, which is not inference of this network")
+    own = sum(parameter.numel() for parameter in network.parameters())
+    stored = topology(model).parameters
+    if stored != own:
+        raise ParityError(f"the graph stores {stored} weights, the network has {own}: not only the network was traced")

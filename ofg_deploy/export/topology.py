@@ -1,0 +1,66 @@
+"""The shape of an ONNX graph without its weights: the same for two networks that cost the same to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ofg_deploy.model_file import read_sealed
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a graph computes, weights left out.
+
+    Attributes:
+        sha256: digest of nodes, attributes, wiring, and shapes and types of inputs, outputs and weights.
+        nodes: operator of each node in order.
+        parameters: number of stored weights.
+    """
+
+    sha256: str
+    nodes: tuple[str, ...]
+    parameters: int
+
+
+def read_topology(path: Path) -> Topology:
+    """Topology of a model made by ``ofg export``. Raises InputError as ``model_file.read_sealed``."""
+    return topology(onnx.load_model_from_string(read_sealed(path)))
+
+
+def topology(model: onnx.ModelProto) -> Topology:
+    """Names do not count: values are numbered in the order in which they appear.
+
+    Weights count by shape and type. Constants (integers, and the scales of a resize) decide what is computed, so they
+    count by value.
+    """
+    graph = model.graph
+    scales = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}
+    number: dict[str, int] = {"": -1}
+    record: list[Any] = []
+    parameters = 0
+    for value in graph.input:
+        number[value.name] = len(number)
+        record.append(["input", value.name, str(value.type)])
+    for tensor in graph.initializer:
+        number[tensor.name] = len(number)
+        is_float = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f"
+        trained = is_float and tensor.name not in scales
+        parameters += int(np.prod(tensor.dims)) if trained else 0
+        content = None if trained else onnx.numpy_helper.to_array(tensor).tolist()
+        record.append(["weight", list(tensor.dims), tensor.data_type, content])
+    for node in graph.node:
+        for name in node.output:
+            number[name] = len(number)
+        attributes = sorted((a.name, str(onnx.helper.get_attribute_value(a))) for a in node.attribute)
+        wiring = [[number[n] for n in node.input], [number[n] for n in node.output]]
+        record.append(["node", node.domain, node.op_type, attributes, wiring])
+    record.append(["output", [[number[v.name], v.name, str(v.type)] for v in graph.output]])
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return Topology(digest, tuple(node.op_type for node in graph.node), parameters)

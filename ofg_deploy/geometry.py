@@ -1,0 +1,141 @@
+"""Where voxels lie in the world: float64 affines, RAS+ millimetres, no image data.
+
+Names: a matrix called ``a_from_b`` maps b coordinates to a coordinates. Voxel centres sit at integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation
+
+from ofg_deploy.errors import GeometryError
+
+Matrix = npt.NDArray[np.float64]
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+# Cosine between two axes above which an affine counts as sheared. Rounding in float32 headers stays below 1e-5;
+# beyond 1e-3 other tools refuse the file or silently read another orientation.
+ORTHONORMAL_TOLERANCE = 1e-3
+
+# RAS <-> LPS is its own inverse. World coordinates are RAS everywhere inside; LPS exists only at file boundaries.
+LPS_FROM_RAS: Matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular lattice of voxels in the world.
+
+    Attributes:
+        shape: voxels along each array axis (X, Y, Z).
+        world_from_vox: (4, 4) float64, voxel index -> RAS+ mm.
+
+    Raises:
+        GeometryError: an axis shorter than 2 voxels, or an affine that is not finite, singular or sheared.
+    """
+
+    shape: Shape
+    world_from_vox: Matrix
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.world_from_vox, dtype=np.float64)
+        if len(self.shape) != 3 or min(self.shape) < 2:
+            raise GeometryError(f"shape {self.shape} is not a volume: three axes of at least 2 voxels are needed")
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
+            raise GeometryError("the affine is not a finite 4x4 matrix with last row 0 0 0 1")
+        lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+        if lengths.min() <= 1e-6:
+            raise GeometryError(f"the affine is singular: voxel sizes {_show(lengths)} mm")
+        directions = matrix[:3, :3] / lengths
+        if np.abs(directions.T @ directions - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
+            raise GeometryError(
+                "the affine is not orthonormal (sheared axes): resample the image onto an unsheared grid first"
+            )
+        matrix.flags.writeable = False
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "world_from_vox", matrix)
+
+    @property
+    def vox_from_world(self) -> Matrix:
+        """(4, 4) float64, RAS+ mm -> voxel index."""
+        return np.asarray(np.linalg.inv(self.world_from_vox), dtype=np.float64)
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Voxel size along each array axis, in mm."""
+        x, y, z = np.linalg.norm(self.world_from_vox[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def orientation(self) -> str:
+        """Closest anatomical axis of each array axis, for example ``RAS`` or ``LIA``."""
+        return "".join(aff2axcodes(self.world_from_vox))
+
+    def corners_mm(self) -> Matrix:
+        """(3, 8) world positions of the outer corners of the field of view (voxel faces, not centres)."""
+        upper = np.array(self.shape, dtype=np.float64) - 0.5
+        corners = np.array(np.meshgrid(*[(-0.5, u) for u in upper], indexing="ij")).reshape(3, 8)
+        return transform_points(self.world_from_vox, corners)
+
+
+def transform_points(matrix: Matrix, points: Matrix) -> Matrix:
+    """Apply a (4, 4) matrix to points of shape (3, ...)."""
+    offset = matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))
+    return np.asarray(np.tensordot(matrix[:3, :3], points, axes=1) + offset)
+
+
+def lattice(shape: Shape) -> Matrix:
+    """(3, X, Y, Z) float64: the index of every voxel, components in array-axis order."""
+    return np.indices(shape, dtype=np.float64)
+
+
+def canonical(grid: Grid) -> Grid:
+    """The same voxels with axes permuted and flipped to lie closest to RAS+. Oblique grids stay oblique."""
+    orientation = io_orientation(grid.world_from_vox)
+    shape = [0, 0, 0]
+    for axis, (target, _) in enumerate(orientation):
+        shape[int(target)] = grid.shape[axis]
+    return Grid((shape[0], shape[1], shape[2]), grid.world_from_vox @ inv_ornt_aff(orientation, grid.shape))
+
+
+def network_grid(fixed: Grid, shape: Shape, spacing_mm: Spacing) -> Grid:
+    """The lattice a network works on: axes along the fixed image's canonical axes, centred on its field of view.
+
+    Where an axis keeps the fixed image's spacing, the centre moves by at most half a voxel so that the voxels of
+    both grids coincide: the fixed image is then cropped or padded, not blurred.
+    """
+    source = canonical(fixed)
+    step = np.array(spacing_mm) / np.array(source.spacing_mm)
+    start = (np.array(source.shape) - 1) / 2 - step * (np.array(shape) - 1) / 2
+    coincides = np.isclose(step, 1.0, atol=1e-4)
+    start = np.where(coincides, np.floor(start), start)
+    step = np.where(coincides, 1.0, step)
+    source_from_network = np.diag([*step, 1.0])
+    source_from_network[:3, 3] = start
+    return Grid(shape, source.world_from_vox @ source_from_network)
+
+
+def overlap_fraction(fixed: Grid, moving: Grid, moving_from_fixed: Matrix) -> float:
+    """Share of the fixed field of view (0..1) that the map places inside the moving field of view.
+
+    Counted on a 24x24x24 lattice over the fixed field of view.
+    """
+    steps = [(np.arange(24) + 0.5) / 24 * n - 0.5 for n in fixed.shape]
+    points = np.array(np.meshgrid(*steps, indexing="ij"))
+    index = transform_points(moving.vox_from_world @ moving_from_fixed @ fixed.world_from_vox, points)
+    upper = np.array(moving.shape, dtype=np.float64).reshape(3, 1, 1, 1) - 0.5
+    return float(((index >= -0.5) & (index <= upper)).all(axis=0).mean())
+
+
+def describe_extent(grid: Grid) -> str:
+    """World box of the field of view, for messages: ``x -90..91 y -126..91 z -72..109 mm``."""
+    corners = grid.corners_mm()
+    spans = zip("xyz", corners.min(axis=1), corners.max(axis=1), strict=True)
+    return " ".join(f"{axis} {low:.0f}..{high:.0f}" for axis, low, high in spans) + " mm"
+
+
+def _show(values: npt.NDArray[np.float64]) -> str:
+    return "x".join(f"{v:g}" for v in values)

@@ -1,0 +1,84 @@
+"""Files appear under their final name only when complete; existing results are kept unless overwriting was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy.errors import InputError
+
+
+def check_writable(paths: list[Path], overwrite: bool) -> None:
+    """Refuse early, before any work, what could not be written at the end.
+
+    Raises:
+        InputError: a path exists already (without ``overwrite``), is a folder, or lies under something that is not
+            a writable folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists already: choose another output or add --overwrite")
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write {path}: {folder} is not a writable folder")
+
+
+@contextmanager
+def staged(paths: list[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Yield one temporary path per final path; on success move all into place in order, on failure leave nothing.
+
+    All final paths share one folder, which is made if needed. Put the file that marks completeness (a sidecar) last.
+
+    Raises:
+        InputError: see ``check_writable``; also a full disk or any other failure to write.
+    """
+    check_writable(paths, overwrite)
+    folder = paths[0].parent
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}") from error
+    try:
+        yield [scratch / path.name for path in paths]
+        for path in paths:
+            (scratch / path.name).replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for made in missing:  # innermost first; only folders we made and left empty go
+            if made.exists() and not any(made.iterdir()):
+                made.rmdir()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace one file of our own atomically (run folders, caches)."""
+    with staged([path], overwrite=True) as [partial]:
+        partial.write_bytes(content)
+
+
+def to_json(record: Any) -> str:
+    """Readable JSON with a final newline; refuses NaN, which other readers do not parse."""
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

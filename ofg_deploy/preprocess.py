@@ -1,0 +1,188 @@
+"""From two images in the world to one pair on the network's grid. Training and serving both come through here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ofg_deploy.errors import GeometryError, InputError, UsageError
+from ofg_deploy.field import resample
+from ofg_deploy.geometry import (
+    Grid,
+    Matrix,
+    Shape,
+    Spacing,
+    describe_extent,
+    network_grid,
+    overlap_fraction,
+)
+from ofg_deploy.nifti import Volume
+
+Init = Literal["none", "affine"]
+Kind = Literal["percentile", "minmax", "window"]
+
+LITTLE_OVERLAP = 0.25  # below this share of the fixed field of view a result is written with a warning
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How intensities become 0..1.
+
+    Attributes:
+        kind: ``percentile`` clips to two percentiles of the image; ``minmax`` to its extremes; ``window`` to two
+            values in the image's own units (CT).
+        low, high: percentiles, or window limits; not used by ``minmax``.
+
+    Raises:
+        UsageError: unknown kind, or limits out of order or range.
+    """
+
+    kind: Kind = "percentile"
+    low: float = 0.5
+    high: float = 99.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UsageError(f"intensity recipe {self.kind!r} is unknown: use one of {', '.join(get_args(Kind))}")
+        if not self.low < self.high or (self.kind == "percentile" and not 0 <= self.low < self.high <= 100):
+            raise UsageError(f"intensity limits {self.low:g}, {self.high:g} are out of order or range")
+
+    @classmethod
+    def parse(cls, text: str) -> Intensity:
+        """From the command line: ``percentile:0.5,99.5``, ``minmax`` or ``window:-1000,1000``."""
+        kind, _, limits = text.partition(":")
+        if not limits:
+            if kind == "window":
+                raise UsageError("intensity recipe 'window' needs its limits, for example window:-1000,1000")
+            return cls(kind)  # type: ignore[arg-type]
+        try:
+            low, high = (float(v) for v in limits.split(","))
+        except ValueError as error:
+            raise UsageError(f"intensity recipe {text!r} is not KIND:LOW,HIGH") from error
+        return cls(kind, low, high)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "minmax" else f"{self.kind}:{self.low:g},{self.high:g}"
+
+    def apply(self, volume: Volume) -> npt.NDArray[np.float32]:
+        """(X, Y, Z) float32 in 0..1.
+
+        Raises:
+            InputError: the recipe leaves a constant image.
+        """
+        data = volume.data
+        low, high = self.low, self.high
+        if self.kind == "minmax":
+            low, high = float(data.min()), float(data.max())
+        elif self.kind == "percentile":
+            low, high = (float(v) for v in np.percentile(data, (self.low, self.high)))
+        clipped = np.clip(data, low, high).astype(np.float32)
+        if clipped.min() == clipped.max():
+            raise InputError(f"{volume.path} is constant within the intensity recipe {self} ({low:g} to {high:g})")
+        return np.asarray((clipped - np.float32(low)) / np.float32(high - low))
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """What a network expects to see: part of every checkpoint and of every exported model.
+
+    Attributes:
+        shape: voxels of the network's grid (X, Y, Z).
+        spacing_mm: its voxel size.
+        intensity: the recipe both images go through.
+        init: the alignment its training pairs had before the network saw them.
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    intensity: Intensity
+    init: Init
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 2 or not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
+            raise UsageError(f"network grid {self.shape} at {self.spacing_mm} mm is not usable")
+        if self.init not in get_args(Init):
+            raise UsageError(f"init {self.init!r} is unknown: use one of {', '.join(get_args(Init))}")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPair:
+    """Both images on the network's grid, and the way back.
+
+    Attributes:
+        fixed, moving: (X, Y, Z) float32 in 0..1 on ``grid``, the affine start applied to ``moving``.
+        grid: the network's grid in the fixed image's world.
+        moving_from_fixed: (4, 4) the affine start, fixed world mm -> moving world mm.
+        overlap: share of the fixed field of view that the moving one covers (0..1).
+        outside: share of the fixed image's content (voxels above 0 after the recipe) beyond ``grid``.
+    """
+
+    fixed: npt.NDArray[np.float32]
+    moving: npt.NDArray[np.float32]
+    grid: Grid
+    moving_from_fixed: Matrix
+    overlap: float
+    outside: float
+
+    def warnings(self) -> list[str]:
+        """What a user should know about this pair, one line each."""
+        found = []
+        if self.overlap < LITTLE_OVERLAP:
+            found.append(f"the moving image covers only {self.overlap:.0%} of the fixed field of view")
+        if self.outside > 0.02:
+            found.append(f"{self.outside:.0%} of the fixed image's content lies outside the network's grid")
+        return found
+
+
+def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, init: Init | None = None) -> PreparedPair:
+    """Bring two images onto the network's grid, each with a single interpolation.
+
+    Args:
+        init: the alignment to start from; None means the one the network was trained with.
+
+    Raises:
+        GeometryError: the images do not overlap in the world, or not any more after the affine start.
+        InputError: the intensity recipe leaves a constant image.
+    """
+    header = np.eye(4)
+    if overlap_fraction(fixed.grid, moving.grid, header) == 0.0:
+        raise GeometryError(_no_overlap(fixed, moving, "in world coordinates"))
+    if (init or wanted.init) == "affine":
+        from ofg_deploy.affine import align
+
+        moving_from_fixed = align(fixed, moving)
+    else:
+        moving_from_fixed = header
+    overlap = overlap_fraction(fixed.grid, moving.grid, moving_from_fixed)
+    if overlap == 0.0:
+        raise GeometryError(_no_overlap(fixed, moving, "after the affine start"))
+    grid = network_grid(fixed.grid, wanted.shape, wanted.spacing_mm)
+    fixed_unit, moving_unit = wanted.intensity.apply(fixed), wanted.intensity.apply(moving)
+    return PreparedPair(
+        fixed=resample(fixed_unit, fixed.grid, grid, header),
+        moving=resample(moving_unit, moving.grid, grid, moving_from_fixed),
+        grid=grid,
+        moving_from_fixed=moving_from_fixed,
+        overlap=overlap,
+        outside=_content_outside(fixed_unit, fixed.grid, grid),
+    )
+
+
+def _content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> float:
+    """Share of voxels above 0.05 whose centres lie beyond the network's field of view."""
+    content = unit > 0.05
+    index = np.argwhere(content).T.astype(np.float64)
+    matrix = network.vox_from_world @ source.world_from_vox
+    there = matrix[:3, :3] @ index + matrix[:3, 3:]
+    upper = np.array(network.shape, dtype=np.float64)[:, None] - 0.5
+    return float(((there < -0.5) | (there > upper)).any(axis=0).mean()) if index.size else 0.0
+
+
+def _no_overlap(fixed: Volume, moving: Volume, where: str) -> str:
+    return (
+        f"{fixed.path} ({describe_extent(fixed.grid)}) and {moving.path} ({describe_extent(moving.grid)}) "
+        f"do not overlap {where}: check the headers, or align the centres first"
+    )

@@ -1,0 +1,1 @@
+"""Model file + two images -> warped image, transform, report. Neither torch nor onnx is imported here."""

@@ -1,0 +1,66 @@
+"""ONNX Runtime, on CPU or CUDA: the only module that imports it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ofg_deploy.errors import DeviceError, InputError
+from ofg_deploy.field import Field
+from ofg_deploy.model_file import CONTRACT_KEY, Contract, read_sealed
+
+if TYPE_CHECKING:
+    from ofg_deploy.serve.engine import Device
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeEngine:
+    """See ``serve.engine.Engine``."""
+
+    def __init__(self, path: Path, device: Device, threads: int) -> None:
+        content = read_sealed(path)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise DeviceError(
+                "ONNX Runtime is not installed: pip install ofg-deploy[cpu] or ofg-deploy[gpu]"
+            ) from error
+        offered = onnxruntime.get_available_providers()
+        if device == "auto":
+            device = "cuda" if PROVIDERS["cuda"] in offered else "cpu"
+        wanted = PROVIDERS[device]
+        if wanted not in offered:
+            raise DeviceError(f"--device {device}: this ONNX Runtime offers only {', '.join(offered)}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=[wanted])
+        except Exception as error:  # its exception types share no base class
+            raise InputError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+        # It falls back to the CPU in silence when CUDA libraries are missing: compare what runs with what was asked.
+        used = self._session.get_providers()
+        if used[0] != wanted:
+            raise DeviceError(f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}")
+        stored = self._session.get_modelmeta().custom_metadata_map
+        if CONTRACT_KEY not in stored:
+            raise InputError(f"{path} was not made by ofg export: it carries no contract")
+        self.contract = Contract.from_json(stored[CONTRACT_KEY], path)
+        self.model_sha256 = hashlib.sha256(content).hexdigest()
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.provider = used[0]
+
+    def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
+        """See ``Engine.predict``."""
+        inputs = {"moving": moving[None, None], "fixed": fixed[None, None]}
+        field: Field = self._session.run(["field"], inputs)[0][0]
+        return field
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
