@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal, NoReturn, Optional
 
 import typer
 
 from ofg_deploy import __version__
-from ofg_deploy.errors import OfgError
+from ofg_deploy.errors import Interrupted, OfgError
 
 app = typer.Typer(
     name="ofg",
     help="Train registration networks with On-the-Fly Guidance, export only the network, register NIfTI pairs.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,20 +29,24 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing o
 def main() -> None:
     """Entry point: every expected error is one line and its own exit code."""
     try:
-        app(prog_name="ofg", standalone_mode=True)
+        code = app(prog_name="ofg", standalone_mode=False)
     except OfgError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except MemoryError:
         _fail("out of memory: use a smaller grid or a machine with more", 1)
     except Exception as error:
+        # Typer's own complaints about the command line; where their class lives differs between its versions.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _fail(f"{error.format_message()} (see ofg --help)", error.exit_code)
         if os.environ.get("OFG_DEBUG"):
             raise
         _fail(f"internal error, {type(error).__name__}: {error} (set OFG_DEBUG=1 for the traceback)", 1)
+    if code == Interrupted.exit_code:
+        _fail("interrupted, nothing written", code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     print(f"ofg: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
@@ -55,13 +58,15 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()

@@ -5,7 +5,8 @@ OfgError (1)
 ├── InputError (3)         a file or its content cannot be used
 │   └── GeometryError (3)  ... because of where it says it lies in the world
 ├── ParityError (4)        an exported model does not reproduce its network
-└── DeviceError (5)        a device, runtime or provider is not there as asked
+├── DeviceError (5)        a device, runtime or provider is not there as asked
+└── Interrupted (130)      Ctrl-C, where something can be said about going on
 
 Every message is one line: what was given, what was expected, what to do.
 """
@@ -45,3 +46,9 @@ class DeviceError(OfgError, RuntimeError):
     """A device, runtime or provider that was asked for and is not there."""
 
     exit_code = 5
+
+
+class Interrupted(OfgError):
+    """The user stopped long work that can be continued. Code as shells give it for SIGINT."""
+
+    exit_code = 130

@@ -109,10 +109,10 @@ def network_grid(fixed: Grid, shape: Shape, spacing_mm: Spacing) -> Grid:
     """
     source = canonical(fixed)
     step = np.array(spacing_mm) / np.array(source.spacing_mm)
-    start = (np.array(source.shape) - 1) / 2 - step * (np.array(shape) - 1) / 2
     coincides = np.isclose(step, 1.0, atol=1e-4)
-    start = np.where(coincides, np.floor(start), start)
     step = np.where(coincides, 1.0, step)
+    start = (np.array(source.shape) - 1) / 2 - step * (np.array(shape) - 1) / 2
+    start = np.where(coincides, np.floor(start), start)
     source_from_network = np.diag([*step, 1.0])
     source_from_network[:3, 3] = start
     return Grid(shape, source.world_from_vox @ source_from_network)

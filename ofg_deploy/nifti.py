@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.tripwire import TripWireError
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, transform_points
@@ -54,14 +60,14 @@ def load_image(path: Path) -> Volume:
             voxels, or is constant.
         GeometryError: its affine is missing, singular or sheared.
     """
-    image = _open(path)
+    image, repairs = _open(path)
     data = _voxels(image, path, np.dtype(np.float32))
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them (for example by 0) first")
     if data.min() == data.max():
         raise InputError(f"{path} is constant ({data.flat[0]:g} everywhere): there is nothing to register")
-    return _volume(image, path, data)
+    return _volume(image, path, data, repairs)
 
 
 def load_labels(path: Path) -> Volume:
@@ -70,22 +76,21 @@ def load_labels(path: Path) -> Volume:
     Raises:
         InputError, GeometryError: as ``load_image`` (a constant label map is allowed), or values that are not whole.
     """
-    image = _open(path)
+    image, repairs = _open(path)
     data = _voxels(image, path, None)
-    if data.dtype.kind not in "iu":
-        if not np.array_equal(data, np.round(data)):
-            raise InputError(f"{path} holds fractional values: a label map with whole numbers is needed")
-        data = data.astype(np.int64)
-    if data.dtype.itemsize == 8:
-        if np.abs(data).max() > np.iinfo(np.int32).max:
+    if data.dtype.kind == "f" and not np.array_equal(data, np.round(data)):  # also true of NaN
+        raise InputError(f"{path} holds fractional values or NaN: a label map with whole numbers is needed")
+    if data.dtype.kind == "f" or data.dtype.itemsize == 8:
+        limits = np.iinfo(np.int32)
+        if data.min().item() < limits.min or data.max().item() > limits.max:
             raise InputError(f"{path} has label numbers beyond 32 bits")
         data = data.astype(np.int32)
-    return _volume(image, path, data.astype(data.dtype.newbyteorder("=")))
+    return _volume(image, path, data.astype(data.dtype.newbyteorder("=")), repairs)
 
 
 def load_grid(path: Path) -> Grid:
     """Only the geometry of a file, without its voxels. Raises as ``load_image``."""
-    image = _open(path)
+    image, _ = _open(path)
     return _affine(image, path)[0]
 
 
@@ -113,7 +118,7 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
     Raises:
         InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007.
     """
-    image = _open(path)
+    image, _ = _open(path)
     if image.ndim != 5 or image.shape[3:] != (1, 3) or int(image.header["intent_code"]) != INTENT_VECTOR:
         raise InputError(f"{path} is not a displacement field: expected shape (X, Y, Z, 1, 3) with intent 1007")
     data = _read(image, path, np.dtype(np.float32))[:, :, :, 0, :]
@@ -121,20 +126,39 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
     return ras, _affine(image, path)[0]
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """The image, voxels not read yet, and what nibabel had to mend in its header."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if not path.is_file():
         raise InputError(f"{path} is not a file: a NIfTI image (.nii or .nii.gz) is needed")
     try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        with _header_repairs() as repairs:
+            image = nib.load(path)
+    except (ImageFileError, HeaderDataError, TripWireError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read as NIfTI (truncated or another format): {_line(error)}") from error
     if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
         raise InputError(f"{path} is {type(image).__name__}, not NIfTI: convert it to .nii.gz first")
     if np.prod(image.shape, dtype=np.float64) > MAX_VOXELS:
         raise InputError(f"{path} claims {image.shape} voxels, more than {MAX_VOXELS}: is the header damaged?")
-    return image
+    return image, tuple(f"{path.name}: header mended while reading: {line}" for line in repairs)
+
+
+@contextmanager
+def _header_repairs() -> Iterator[list[str]]:
+    """Collect what nibabel says about a header; left alone, it prints that to stderr without naming the file."""
+    lines: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            lines.append(record.getMessage())
+        return False
+
+    imageglobals.logger.addFilter(collect)
+    try:
+        yield lines
+    finally:
+        imageglobals.logger.removeFilter(collect)
 
 
 def _voxels(image: Any, path: Path, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
@@ -151,21 +175,27 @@ def _voxels(image: Any, path: Path, dtype: np.dtype[Any] | None) -> npt.NDArray[
 
 def _read(image: Any, path: Path, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
     try:
-        return np.asanyarray(image.dataobj) if dtype is None else np.asarray(image.get_fdata(dtype=dtype))
+        if path.suffix.lower() == ".gz" and isinstance(image, nib.Nifti1Image):
+            # To the end, where the checksum is: nibabel stops at the last voxel and reads damaged ones in silence.
+            with gzip.open(path) as stream, _header_repairs():
+                image = type(image).from_bytes(stream.read())
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which callers refuse
+            return np.asanyarray(image.dataobj) if dtype is None else np.asarray(image.get_fdata(dtype=dtype))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is truncated or damaged: {_line(error)}") from error
 
 
-def _volume(image: Any, path: Path, data: npt.NDArray[Any]) -> Volume:
+def _volume(image: Any, path: Path, data: npt.NDArray[Any], repairs: tuple[str, ...]) -> Volume:
     grid, code, warnings = _affine(image, path)
-    return Volume(data, grid, path, code, warnings)
+    return Volume(data, grid, path, code, (*repairs, *warnings))
 
 
 def _affine(image: Any, path: Path) -> tuple[Grid, int, tuple[str, ...]]:
     header = image.header
-    units = header.get_xyzt_units()[0]
-    if units in ("meter", "micron"):
-        raise GeometryError(f"{path} gives its geometry in {units}s: rewrite the header in mm")
+    units = int(header["xyzt_units"]) % 8
+    if units not in (0, 2):  # unset means mm to every tool
+        named = {1: "metres", 3: "microns"}.get(units, f"an unknown unit (code {units})")
+        raise GeometryError(f"{path} gives its geometry in {named}: rewrite the header in mm")
     try:
         sform, sform_code = header.get_sform(coded=True)
         qform, qform_code = header.get_qform(coded=True)
@@ -184,7 +214,7 @@ def _affine(image: Any, path: Path) -> tuple[Grid, int, tuple[str, ...]]:
         raise GeometryError(f"{path}: {error}") from error
     if sform is not None and qform is not None:
         gap = _largest_gap_mm(sform, qform, shape)
-        if gap > CONFLICT_MM:
+        if not gap <= CONFLICT_MM:  # a NaN in the qform disagrees too
             warnings = (f"{path.name}: sform and qform disagree by up to {gap:.2f} mm; the sform is used",)
     return grid, int(sform_code if sform is not None else qform_code), warnings
 

@@ -47,7 +47,8 @@ class Intensity:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"intensity recipe {self.kind!r} is unknown: use one of {', '.join(get_args(Kind))}")
-        if not self.low < self.high or (self.kind == "percentile" and not 0 <= self.low < self.high <= 100):
+        finite = bool(np.isfinite([self.low, self.high]).all())
+        if not (finite and self.low < self.high) or (self.kind == "percentile" and not 0 <= self.low < self.high <= 100):
             raise UsageError(f"intensity limits {self.low:g}, {self.high:g} are out of order or range")
 
     @classmethod
@@ -117,7 +118,7 @@ class PreparedPair:
         grid: the network's grid in the fixed image's world.
         moving_from_fixed: (4, 4) the affine start, fixed world mm -> moving world mm.
         overlap: share of the fixed field of view that the moving one covers (0..1).
-        outside: share of the fixed image's content (voxels above 0 after the recipe) beyond ``grid``.
+        outside: share of the fixed image's content (voxels above 0.05 after the recipe) beyond ``grid``.
     """
 
     fixed: npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.export.onnx import Exported, export_onnx
 from ofg_deploy.export.parity import Tolerance
 from ofg_deploy.export.source import ExportSource, from_checkpoint, from_run
@@ -64,6 +64,8 @@ def export(source: Path, out: Path, bare: BareOptions, atol_mm: float, overwrite
 
 
 def _source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a run folder of ofg train or a checkpoint")
     if path.is_dir():
         if bare.network or bare.grid or bare.pairs:
             raise UsageError("--network, --grid and --pairs describe a bare checkpoint; a run folder knows its own")

@@ -81,8 +81,7 @@ def compare(
     for pair, score in zip(pairs, dice, strict=True):
         a, b = network(pair.moving, pair.fixed), exported(pair.moving, pair.fixed)
         errors.append((b - a).reshape(3, -1))
-        index = lattice(pair.grid.shape)
-        warped.append(np.abs(sample(pair.moving, index + a) - sample(pair.moving, index + b)).max())
+        warped.append(np.abs(_warp(pair, a) - _warp(pair, b)).max())
         folds = [metrics.folding_percent(jacobian_determinant(f)) for f in (a, b)]
         folding.append(abs(folds[0] - folds[1]))
         if score:
@@ -103,3 +102,9 @@ def compare(
         dice_difference=float(max(dice_gaps)) if dice_gaps else None,
         folding_difference_percent=float(max(folding)),
     )
+
+
+def _warp(pair: PreparedPair, field: Field) -> Any:
+    """Moving image under a field, edge values held: at the edge itself rounding must not decide between value and 0."""
+    upper = np.array(pair.grid.shape, dtype=np.float64).reshape(3, 1, 1, 1) - 1
+    return sample(pair.moving, np.clip(lattice(pair.grid.shape) + field, 0, upper))

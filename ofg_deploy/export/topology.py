@@ -34,6 +34,13 @@ def read_topology(path: Path) -> Topology:
     return topology(onnx.load_model_from_string(read_sealed(path)))
 
 
+def weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The stored floating-point tensors that are not the scales of a resize."""
+    scales = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
+    kinds = {t.name: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind for t in model.graph.initializer}
+    return [t for t in model.graph.initializer if kinds[t.name] == "f" and t.name not in scales]
+
+
 def topology(model: onnx.ModelProto) -> Topology:
     """Names do not count: values are numbered in the order in which they appear.
 
@@ -41,7 +48,7 @@ def topology(model: onnx.ModelProto) -> Topology:
     count by value.
     """
     graph = model.graph
-    scales = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}
+    trained = {tensor.name for tensor in weights(model)}
     number: dict[str, int] = {"": -1}
     record: list[Any] = []
     parameters = 0
@@ -50,10 +57,9 @@ def topology(model: onnx.ModelProto) -> Topology:
         record.append(["input", value.name, str(value.type)])
     for tensor in graph.initializer:
         number[tensor.name] = len(number)
-        is_float = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f"
-        trained = is_float and tensor.name not in scales
-        parameters += int(np.prod(tensor.dims)) if trained else 0
-        content = None if trained else onnx.numpy_helper.to_array(tensor).tolist()
+        is_weight = tensor.name in trained
+        parameters += int(np.prod(tensor.dims)) if is_weight else 0
+        content = None if is_weight else onnx.numpy_helper.to_array(tensor).tolist()
         record.append(["weight", list(tensor.dims), tensor.data_type, content])
     for node in graph.node:
         for name in node.output:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofg_deploy.errors import DeviceError, InputError, UsageError
+from ofg_deploy.errors import DeviceError, InputError, Interrupted, UsageError
 from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.config import TrainConfig
@@ -108,11 +108,15 @@ def _train(
         def on_step(step: int, loss: float) -> None:
             progress.update(task, completed=done * steps + step, loss=loss, epoch=done + 1)
 
-        for row in train(run, config, pairs, files, chosen, on_step):
-            done = row.epoch
-            progress.update(task, completed=done * steps, loss=row.loss, val=_scores(row))
-            if not console.is_terminal:  # a log file gets a line an epoch instead of a moving bar
-                console.print(f"epoch {row.epoch}/{config.epochs} loss {row.loss:.5f} {_scores(row)}", highlight=False)
+        try:
+            for row in train(run, config, pairs, files, chosen, on_step):
+                done = row.epoch
+                progress.update(task, completed=done * steps, loss=row.loss, val=_scores(row))
+                if not console.is_terminal:  # a log file gets a line an epoch instead of a moving bar
+                    line = f"epoch {row.epoch}/{config.epochs} loss {row.loss:.5f} {_scores(row)}"
+                    console.print(line, highlight=False, soft_wrap=True)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"stopped; continue with: ofg train -o {run.folder} --resume") from error
     console.print(f"run: {run.folder}", soft_wrap=True, highlight=False)
     console.print(f"next: ofg export {run.folder} -o model.onnx", soft_wrap=True, highlight=False)
 

@@ -192,8 +192,12 @@ def _pairs_of_list(source: Path) -> PairList:
         rows = json.loads(text) if source.suffix == ".json" else list(csv.DictReader(text.splitlines()))
     except (UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{source} is not a readable CSV or JSON list of pairs ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and r.get("fixed") and r.get("moving") for r in rows):
-        raise InputError(f"{source} must list pairs with at least 'fixed' and 'moving'")
+    if (
+        not isinstance(rows, list)
+        or not rows
+        or not all(isinstance(r, dict) and r.get("fixed") and r.get("moving") for r in rows)
+    ):
+        raise InputError(f"{source} must list at least one pair, with 'fixed' and 'moving'")
     splits = [r.get("split") or "" for r in rows]
     if unknown := set(splits) - {"", "training", "validation"}:
         raise InputError(f"{source} has split {sorted(unknown)[0]!r}: use 'training' or 'validation'")
@@ -201,11 +205,11 @@ def _pairs_of_list(source: Path) -> PairList:
         kept = max(1, len(rows) // 10)
         splits = ["training"] * (len(rows) - kept) + ["validation"] * kept
     pairs = [_pair(row, source.parent) for row in rows]
-    chosen = {s: tuple(p for p, at in zip(pairs, splits, strict=True) if at == s) for s in set(splits)}
-    training = chosen.get("training", ()) + chosen.get("", ())
+    validation = tuple(p for p, split in zip(pairs, splits, strict=True) if split == "validation")
+    training = tuple(p for p, split in zip(pairs, splits, strict=True) if split != "validation")
     if not training:
         raise InputError(f"{source} leaves no pair to train on")
-    return PairList(training, chosen["validation"])
+    return PairList(training, validation)
 
 
 def _pair(row: dict[str, Any], base: Path) -> PairFiles:

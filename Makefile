@@ -1,0 +1,34 @@
+# `make demo` shows the product, `make test` proves it. Every target makes its own environment when there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/python demo/run.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Needs the hippocampus images; about an hour and a half on two cores. Results: benchmarks/results/.
+bench: $(READY)
+	$(BIN)/python benchmarks/hippocampus.py --work build/hippocampus --json benchmarks/results/hippocampus.json
+
+clean:
+	rm -rf $(VENV) build demo/work demo/report.html demo/report.png
+
+# torch goes first and alone: with it in place nothing else pulls in another build of it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,train,dev]'
+	touch $@

@@ -1,0 +1,253 @@
+"""Training: which pairs, what is written, and that a killed run ends in the same weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
+
+from ofg_deploy import nifti
+from ofg_deploy.cli import main
+from ofg_deploy.errors import DeviceError, InputError, UsageError
+from ofg_deploy.field import resample
+from ofg_deploy.metrics import dice, mean
+from ofg_deploy.train.checkpoint import load_checkpoint
+from ofg_deploy.train.command import choose_device
+from ofg_deploy.train.config import TrainConfig
+from ofg_deploy.train.dataset import find_pairs, load_cached, load_label_pair, plan_grid, prepare_all
+from ofg_deploy.train.loop import dice_of_field
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_subjects(tmp_path_factory.mktemp("subjects"))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state
+
+
+def test_run_folder(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    run, rows = run_training(tmp_path / "run", find_tiny_pairs(*subjects), tiny_config(), tmp_path / "cache")
+    with run.metrics.open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [int(r["epoch"]) for r in table] == [1, 2]
+    assert float(table[1]["lr"]) == pytest.approx(1e-3 * 0.5**0.9)
+    assert float(table[1]["val_dice"]) == rows[1].val_dice > 0.5
+    assert rows[0].loss == pytest.approx(rows[0].target + 0.02 * rows[0].diffusion)
+    best = load_checkpoint(run.best)
+    assert (best.network, best.expects) == ("voxelmorph", EXPECTS)
+    scores = [r.val_dice for r in rows]
+    assert best.training["val_dice"] == max(scores)
+    assert run.curve.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(run.config.read_text())["config"]["guidance"] == "ofg"
+    assert TrainConfig.from_record(json.loads(run.config.read_text())["config"]) == tiny_config()
+
+
+def test_unsupervised_differs_and_learns_similarity(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    pairs = find_tiny_pairs(*subjects)
+    _, ofg = run_training(tmp_path / "ofg", pairs, tiny_config(epochs=1), tmp_path / "cache")
+    config = tiny_config(guidance="none", epochs=6, validate_every=6)
+    run, rows = run_training(tmp_path / "none", pairs, config, tmp_path / "cache")
+    assert rows[0].target < 0 < ofg[0].target  # an NCC loss is negative, an OFG loss is not
+    assert rows[0].loss == pytest.approx(rows[0].target + 1.0 * rows[0].diffusion)
+    assert rows[-1].target < rows[0].target
+    assert [r.val_dice is None for r in rows] == [True] * 5 + [False]
+    assert load_checkpoint(run.best).training["guidance_steps"] == 0
+
+
+@pytest.mark.parametrize("guidance", ["ofg", "none"])
+def test_resumed_run_ends_in_identical_weights(subjects: tuple[Path, Path], tmp_path: Path, guidance: str) -> None:
+    pairs, config = find_tiny_pairs(*subjects), tiny_config(guidance=guidance, epochs=3)
+    whole, rows = run_training(tmp_path / "whole", pairs, config, tmp_path / "cache")
+    run_training(tmp_path / "cut", pairs, config, tmp_path / "cache", epochs=1)
+    cut, resumed = run_training(tmp_path / "cut", pairs, config, tmp_path / "cache")
+    assert [r.epoch for r in resumed] == [2, 3]
+    for name in ("best", "last"):
+        a, b = weights(getattr(whole, name)), weights(getattr(cut, name))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    initial = load_checkpoint(whole.last).resume["history"][0]["loss"]
+    assert initial == rows[0].loss != rows[-1].loss
+
+
+def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    """``kill -9`` in the middle of an epoch, then ``--resume``, against the command left alone."""
+    images, labels = subjects
+    options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4]
+    options += ["--epochs", 4, "--steps-per-epoch", 6, "--ncc-window", 5, "--cache", tmp_path / "cache", "--threads", 1]
+
+    def command(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "ofg_deploy", "train", *map(str, arguments)]
+
+    subprocess.run(command(images, "-o", tmp_path / "whole", *options), check=True, capture_output=True)
+    victim = subprocess.Popen(command(images, "-o", tmp_path / "cut", *options), stdout=subprocess.DEVNULL)
+    last = tmp_path / "cut/last.pt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert load_checkpoint(last).training["epoch"] < 4, "the run was over before it could be killed"
+    subprocess.run(command("-o", tmp_path / "cut", "--resume", "--threads", 1), check=True, capture_output=True)
+    a, b = weights(tmp_path / "whole/last.pt"), weights(last)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not list((tmp_path / "cut").glob(".partial-*/*.pt"))
+
+
+def test_interrupted_command_says_how_to_go_on(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = [subjects[0], "-o", tmp_path / "run", "--init", "none", "--epochs", 500, "--threads", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ofg_deploy", "train", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "--resume" in stderr
+
+
+def test_pairs_of_a_folder_keep_subjects_apart(subjects: tuple[Path, Path]) -> None:
+    found = find_tiny_pairs(*subjects)
+    training = {p for pair in found.training for p in (pair.fixed, pair.moving)}
+    validation = {p for pair in found.validation for p in (pair.fixed, pair.moving)}
+    assert len(found.training) == 4
+    assert len(validation) == 2
+    assert not training & validation
+    assert all(p.fixed != p.moving and p.fixed_labels.name == p.fixed.name for p in found.training)
+    assert find_tiny_pairs(*subjects) == found != find_pairs(*subjects, 4, seed=1)
+
+
+def test_pairs_of_lists(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    images, _ = subjects
+    rows = [{"fixed": f"s{a}.nii.gz", "moving": f"s{b}.nii.gz"} for a, b in [(0, 1), (1, 2), (3, 4)]]
+    rows[1]["split"] = "validation"
+    (images / "pairs.json").write_text(json.dumps(rows))
+    found = find_pairs(images / "pairs.json", None, 10, seed=0)
+    assert [p.fixed.name for p in found.training] == ["s0.nii.gz", "s3.nii.gz"]
+    assert [p.moving.name for p in found.validation] == ["s2.nii.gz"]
+    (images / "pairs.csv").write_text("fixed,moving\ns0.nii.gz,s1.nii.gz\ns2.nii.gz,s3.nii.gz\n")
+    assert len(find_pairs(images / "pairs.csv", None, 10, seed=0).validation) == 1
+    for name in ("pairs.json", "pairs.csv"):
+        (images / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fixed,moving\n", "at least one pair"),
+        ("fixed,moving\na.nii,b.nii\nc.nii,d.nii\n", "does not exist"),
+        ("fixed,other\na.nii,b.nii\n", "'fixed' and 'moving'"),
+        ("fixed,moving\na.nii,b.nii\n", "no pair to train on"),
+        ("fixed,moving,split\na.nii,b.nii,test\n", "'test'"),
+        ("fixed,moving,fixed_labels\na.nii,b.nii,l.nii\n", "labels for one image only"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_pairs(tmp_path / "pairs.csv", None, 10, seed=0)
+
+
+def test_bad_data_and_options(
+    subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, _ = subjects
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in images.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[: 400 if path.name == "s2.nii.gz" else None])
+    for arguments, code, words in [
+        ([], 2, "give a folder"),
+        ([tmp_path / "nothing"], 3, "does not exist"),
+        ([images, "--grid", 30, 16, 32], 2, "multiples of 16"),
+        ([images, "--network", "other"], 2, "unknown"),
+        ([images, "--ncc-window", 4], 2, "odd"),
+        ([images, "--epochs", 0], 2, "above 0"),
+        ([images, "--intensity", "window"], 2, "window:-1000,1000"),
+        ([images, "--labels", tmp_path / "none"], 3, "not a folder"),
+        ([images, "--labels", broken.parent], 3, "does not exist"),
+        (["--resume"], 3, "not a run"),
+        ([broken, "--init", "none", "--workers", 1], 3, "s2.nii.gz"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["ofg", "train", "-o", str(tmp_path / "run"), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        assert stopped.value.code == code, (arguments, captured.err)
+        assert words in captured.err
+        assert captured.err.count("\n") == 1
+        assert not (tmp_path / "run/config.json").exists()
+
+
+def test_an_existing_run_is_kept(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    pairs = find_tiny_pairs(*subjects)
+    run, _ = run_training(tmp_path / "run", pairs, tiny_config(epochs=1), tmp_path / "cache")
+    before = run.last.read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        run.start(tiny_config(), pairs, tmp_path / "cache", [])
+    assert run.last.read_bytes() == before
+
+
+def test_device_is_never_changed_in_silence() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(DeviceError, match="cuda"):
+        choose_device("cuda")
+
+
+def test_planned_grid_holds_every_image(subjects: tuple[Path, Path]) -> None:
+    shape, spacing = plan_grid(find_tiny_pairs(*subjects), 16, None)
+    assert (shape, spacing) == ((32, 16, 32), (2.0, 2.5, 2.0))
+    assert plan_grid(find_tiny_pairs(*subjects), 16, (1.0, 2.5, 2.0))[0] == (64, 16, 32)
+
+
+def test_cache_is_used_and_follows_content(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    pairs = find_tiny_pairs(*subjects).training
+    [file] = prepare_all([pairs[0]], EXPECTS, tmp_path, 1, lambda: None)
+    stamp = file.stat().st_mtime_ns
+    assert prepare_all([pairs[0]], EXPECTS, tmp_path, 1, lambda: None) == [file]
+    assert file.stat().st_mtime_ns == stamp
+    assert prepare_all([pairs[1]], EXPECTS, tmp_path, 1, lambda: None) != [file]
+    parallel = prepare_all(list(pairs), EXPECTS, tmp_path / "parallel", 2, lambda: None)
+    again = load_cached(parallel[0])
+    assert np.array_equal(again.moving, load_cached(file).moving)
+    assert sorted(f.name for f in (tmp_path / "parallel").iterdir()) == sorted(f.name for f in parallel)
+
+
+def test_validation_dice_is_the_dice_of_the_label_maps(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    """A constant field of whole voxels moves the label map by an array shift."""
+    files = find_tiny_pairs(*subjects).validation[0]
+    [cached] = prepare_all([files], EXPECTS, tmp_path, 1, lambda: None)
+    pair = load_cached(cached)
+    labels = load_label_pair(files, pair.grid)
+    field = np.zeros((3, *pair.grid.shape), np.float32)
+    field[0], field[2] = 2, -1
+    moving = nifti.load_labels(files.moving_labels)
+    shifted = np.zeros(pair.grid.shape, moving.data.dtype)
+    on_network = resample(moving.data, moving.grid, pair.grid, np.eye(4), order=0)
+    shifted[:-2, :, 1:] = on_network[2:, :, :-1]
+    assert dice_of_field(pair, labels, field) == pytest.approx(mean(dice(labels.fixed_labels, shifted)), abs=1e-12)
+
+
+def test_usage_errors_of_the_configuration() -> None:
+    with pytest.raises(UsageError, match="guidance"):
+        tiny_config(guidance="other")
+    with pytest.raises(UsageError, match="negative"):
+        tiny_config(smoothness=-1.0)
