@@ -123,7 +123,7 @@ def _summary(values: list[float], baseline: list[float]) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any], models: list[Path]) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     grid = "x".join(str(n) for n in report["grid"])
     title = f"{grid}, {report['threads']} threads, {report['repeats']} interleaved runs"
     table = Table("candidate", "guidance in training", "p50 (ms)", "p95 (ms)", "ratio", title=title)
@@ -134,5 +134,4 @@ def _print(report: dict[str, Any], models: list[Path]) -> None:
     same = "same topology" if len(models) == 2 else "topology"
     console.print(
         f"{same}: {len(report['nodes'])} nodes, {report['parameters']} parameters, {report['topology_sha256'][:16]}",
-        highlight=False,
     )

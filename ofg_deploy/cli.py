@@ -42,7 +42,7 @@ def main() -> None:
             raise
         _fail(f"internal error, {type(error).__name__}: {error} (set OFG_DEBUG=1 for the traceback)", 1)
     if code == Interrupted.exit_code:
-        _fail("interrupted, nothing written", code)
+        _fail("interrupted", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -50,7 +50,7 @@ def export(source: Path, out: Path, bare: BareOptions, atol_mm: float, overwrite
     if not atol_mm > 0:
         raise UsageError(f"--atol-mm {atol_mm} must be above 0")
     check_writable([out, out.with_suffix(".json")], overwrite)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     with console.status("preparing validation pairs, tracing, comparing"), tempfile.TemporaryDirectory() as scratch:
         exported = export_onnx(_source(source, bare, Path(scratch)), out, Tolerance(atol_mm), overwrite, sys.argv)
     table = Table(f"ONNX against eager, {exported.parity.pairs} pairs", "difference")
@@ -58,8 +58,8 @@ def export(source: Path, out: Path, bare: BareOptions, atol_mm: float, overwrite
     for key, name in ROWS.items():
         table.add_row(name, "no labels" if figures[key] is None else f"{figures[key]:.2e}")
     console.print(table)
-    console.print(f"model: {exported.model}\nrecord: {exported.record}", soft_wrap=True, highlight=False)
-    console.print(f"next: ofg register FIXED MOVING -m {out} -o OUT", soft_wrap=True, highlight=False)
+    console.print(f"model: {exported.model}\nrecord: {exported.record}", soft_wrap=True)
+    console.print(f"next: ofg register FIXED MOVING -m {out} -o OUT", soft_wrap=True)
     return exported
 
 

@@ -86,12 +86,11 @@ def _train(
 ) -> None:
     chosen = choose_device(device)
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     grid = "x".join(str(n) for n in config.expects.shape)
     console.print(
         f"{config.network} on {chosen}, guidance {config.guidance}, grid {grid}, {len(pairs.training)} training and "
         f"{len(pairs.validation)} validation pairs",
-        highlight=False,
         soft_wrap=True,
     )
     steps = config.steps_per_epoch or len(pairs.training)
@@ -114,11 +113,11 @@ def _train(
                 progress.update(task, completed=done * steps, loss=row.loss, val=_scores(row))
                 if not console.is_terminal:  # a log file gets a line an epoch instead of a moving bar
                     line = f"epoch {row.epoch}/{config.epochs} loss {row.loss:.5f} {_scores(row)}"
-                    console.print(line, highlight=False, soft_wrap=True)
+                    console.print(line, soft_wrap=True)
         except KeyboardInterrupt as error:
             raise Interrupted(f"stopped; continue with: ofg train -o {run.folder} --resume") from error
-    console.print(f"run: {run.folder}", soft_wrap=True, highlight=False)
-    console.print(f"next: ofg export {run.folder} -o model.onnx", soft_wrap=True, highlight=False)
+    console.print(f"run: {run.folder}", soft_wrap=True)
+    console.print(f"next: ofg export {run.folder} -o model.onnx", soft_wrap=True)
 
 
 def _scores(row: EpochRecord) -> str:

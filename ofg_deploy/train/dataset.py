@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -142,17 +143,20 @@ def prepare_all(
 
 
 def load_cached(file: Path) -> PreparedPair:
-    """Read a pair that ``prepare_all`` wrote."""
-    with np.load(file, allow_pickle=False) as stored:
-        fixed = stored["fixed"]
-        return PreparedPair(
-            fixed=fixed,
-            moving=stored["moving"],
-            grid=Grid(fixed.shape, stored["world_from_vox"]),
-            moving_from_fixed=stored["moving_from_fixed"],
-            overlap=float(stored["overlap"]),
-            outside=float(stored["outside"]),
-        )
+    """Read a pair that ``prepare_all`` wrote. Raises InputError if the file was damaged since."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            fixed = stored["fixed"]
+            return PreparedPair(
+                fixed=fixed,
+                moving=stored["moving"],
+                grid=Grid(fixed.shape, stored["world_from_vox"]),
+                moving_from_fixed=stored["moving_from_fixed"],
+                overlap=float(stored["overlap"]),
+                outside=float(stored["outside"]),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} in the cache is missing or damaged: delete it and start again") from error
 
 
 def load_label_pair(pair: PairFiles, grid: Grid) -> LabelledPair | None:

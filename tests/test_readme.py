@@ -1,0 +1,92 @@
+"""Every command of the README, run in order in one folder as a reader would, on small images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import make_subjects
+
+from ofg_deploy.train.networks import build_network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A reader's real run is long: the same command with these behind it is short.
+SHORT = {
+    "train": [
+        "--epochs",
+        "1",
+        "--steps-per-epoch",
+        "2",
+        "--ncc-window",
+        "5",
+        "--pairs",
+        "2",
+        "--init",
+        "none",
+        "--threads",
+        "1",
+    ],
+    "bench": ["--repeats", "2", "--guidance-steps", "1", "--threads", "1"],
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_ofg_commands(tmp_path: Path) -> None:
+    images, labels = make_subjects(tmp_path)
+    shutil.copy(images / "s0.nii.gz", tmp_path / "fixed.nii.gz")
+    shutil.copy(images / "s1.nii.gz", tmp_path / "moving.nii.gz")
+    shutil.copy(labels / "s1.nii.gz", tmp_path / "labels.nii.gz")
+    torch.manual_seed(0)
+    torch.save({"state_dict": build_network("voxelmorph").state_dict()}, tmp_path / "checkpoint.pth.tar")
+    run = [line for line in commands() if line.startswith("ofg ")]
+    assert len(run) >= 7
+    done_before: set[str] = set()
+    for line in run:
+        arguments = shlex.split(line.replace("160 192 224", "16 32 16"))[1:]
+        verb = arguments[0]
+        short = ["--threads", "1"] if "--resume" in arguments else SHORT.get(verb, [])
+        if verb == "bench":
+            for name in ("with.onnx", "without.onnx"):
+                shutil.copy(tmp_path / "model.onnx", tmp_path / name)
+        if verb == "register" and verb in done_before:  # the second example writes where the first one did
+            short = ["--overwrite"]
+        done_before.add(verb)
+        command = [sys.executable, "-m", "ofg_deploy", *arguments, *short]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (line, done.stderr)
+        assert done.stderr == ""
+    assert (tmp_path / "out/moving_to_fixed_Warp.nii.gz").exists()
+    assert (tmp_path / "out/moving_to_fixed_warped_labels.nii.gz").exists()
+
+
+def test_other_commands_name_what_exists() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    makefile = (ROOT / "Makefile").read_text()
+    others = [line for line in commands() if not line.startswith("ofg ")]
+    for line in others:
+        if made := re.fullmatch(r"make (\w+)", line):
+            assert f"\n{made[1]}:" in makefile
+        else:
+            extras = re.fullmatch(rf"pip install '{project['name']}\[([\w,]+)\]'", line)
+            assert extras, line
+            assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/conventions.md", "CHANGELOG.md"])
+def test_links_and_pictures_exist(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
