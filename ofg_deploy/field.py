@@ -88,7 +88,9 @@ def jacobian_determinant(displacement: npt.NDArray[Any], world_from_vox: Matrix 
         displacement: (3, X, Y, Z); in voxels when ``world_from_vox`` is None, otherwise in mm.
         world_from_vox: (4, 4) or (3, 3) affine of the grid the displacement lives on.
     """
-    axes = np.eye(3) if world_from_vox is None else world_from_vox[:3, :3]
-    gradient = np.stack([np.stack(np.gradient(component)) for component in displacement])  # du_i / dvoxel_j
-    jacobian = np.moveaxis(gradient, (0, 1), (-2, -1)) @ np.linalg.inv(axes) + np.eye(3)
-    return np.asarray(np.linalg.det(jacobian), dtype=np.float32)
+    axes = (np.eye(3) if world_from_vox is None else world_from_vox[:3, :3]).astype(displacement.dtype)
+    # d(x + u)/dvoxel = axes + du/dvoxel; dividing by det(axes) makes it a derivative by x.
+    row = [[g + axes[i, j] for j, g in enumerate(np.gradient(component))] for i, component in enumerate(displacement)]
+    (a, b, c), (d, e, f), (g, h, i) = row
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return np.asarray(determinant / np.linalg.det(axes), dtype=np.float32)

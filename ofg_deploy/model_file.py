@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Contract:
                     f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
                     "export it again with this version"
                 )
-            contract = cls(**{**record, "expects": read_network_input(record["expects"])})
+            contract = cls(**{**_exactly(cls, record), "expects": read_network_input(record["expects"])})
         except (ValueError, KeyError, TypeError, UsageError) as error:
             if isinstance(error, InputError):
                 raise
@@ -79,13 +80,21 @@ class Contract:
 
 def read_network_input(record: dict[str, Any]) -> NetworkInput:
     """The inverse of ``dataclasses.asdict`` for ``NetworkInput``; extra or missing keys raise ``TypeError``."""
-    (x, y, z), (sx, sy, sz) = record["shape"], record["spacing_mm"]
+    (x, y, z), (sx, sy, sz) = _exactly(NetworkInput, record)["shape"], record["spacing_mm"]
     known = {
-        "shape": (int(x), int(y), int(z)),
+        "shape": (index(x), index(y), index(z)),
         "spacing_mm": (float(sx), float(sy), float(sz)),
-        "intensity": Intensity(**record["intensity"]),
+        "intensity": Intensity(**_exactly(Intensity, record["intensity"])),
     }
     return NetworkInput(**{**record, **known})
+
+
+def _exactly(cls: type[Any], record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` itself if it has every field of the dataclass and nothing else."""
+    names = {field.name for field in fields(cls)}
+    if set(record) != names:
+        raise TypeError(f"{cls.__name__.lower()} with other entries than {', '.join(sorted(names))}")
+    return record
 
 
 def seal(content: bytes) -> bytes:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ def check_writable(paths: list[Path], overwrite: bool) -> None:
             a writable folder.
     """
     for path in paths:
+        _check_writable(path, overwrite)
+
+
+def _check_writable(path: Path, overwrite: bool) -> None:
+    try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder")
         if path.exists() and not overwrite:
@@ -30,15 +35,19 @@ def check_writable(paths: list[Path], overwrite: bool) -> None:
         folder = path.parent
         while not folder.exists():
             folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write {path}: {folder} is not a writable folder")
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: {folder} is not a writable folder")
 
 
 @contextmanager
-def staged(paths: list[Path], overwrite: bool) -> Iterator[list[Path]]:
-    """Yield one temporary path per final path; on success move all into place in order, on failure leave nothing.
+def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) -> Iterator[list[Path]]:
+    """Yield one temporary path per final path; on success move all into place in order.
 
-    All final paths share one folder, which is made if needed. Put the file that marks completeness (a sidecar) last.
+    All final paths share one folder, which is made if needed. If the body fails nothing is left. Put the file that
+    marks completeness (a sidecar) last: an older one goes first, so that it never stands beside a mixture. Files of an
+    older set that the new one does not have are ``obsolete`` and go too.
 
     Raises:
         InputError: see ``check_writable``; also a full disk or any other failure to write.
@@ -53,6 +62,10 @@ def staged(paths: list[Path], overwrite: bool) -> Iterator[list[Path]]:
         raise InputError(f"cannot write into {folder}: {error.strerror}") from error
     try:
         yield [scratch / path.name for path in paths]
+        if len(paths) > 1:  # an old mark of completeness must not stand beside a mixture of old and new files
+            paths[-1].unlink(missing_ok=True)
+        for path in obsolete:
+            path.unlink(missing_ok=True)
         for path in paths:
             (scratch / path.name).replace(path)
     except OSError as error:

@@ -47,8 +47,8 @@ class Intensity:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"intensity recipe {self.kind!r} is unknown: use one of {', '.join(get_args(Kind))}")
-        finite = bool(np.isfinite([self.low, self.high]).all())
-        if not (finite and self.low < self.high) or (self.kind == "percentile" and not 0 <= self.low < self.high <= 100):
+        out_of_range = self.kind == "percentile" and (self.low < 0 or self.high > 100)
+        if out_of_range or not -np.inf < self.low < self.high < np.inf:
             raise UsageError(f"intensity limits {self.low:g}, {self.high:g} are out of order or range")
 
     @classmethod

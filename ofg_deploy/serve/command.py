@@ -27,16 +27,17 @@ ROWS = {
 
 def register(job: Job, model: Path, device: Device, threads: int) -> Result:
     """Load the model, register, print. Raises as ``serve.register.register``."""
-    console, stderr = Console(), Console(stderr=True)
+    # Paths may hold what rich takes for markup or emoji.
+    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
     if job.init is not None:  # otherwise the outputs depend on the model, which is read first
         check_writable(list(job.outputs(job.init).values()), job.overwrite)
     engine = open_engine(model, device, threads)
-    console.print(f"fixed={job.fixed} moving={job.moving}", soft_wrap=True, highlight=False)
-    console.print(f"network {engine.contract.network} on {engine.provider} ({engine.runtime})", highlight=False)
+    console.print(f"fixed={job.fixed} moving={job.moving}", soft_wrap=True)
+    console.print(f"network {engine.contract.network} on {engine.provider} ({engine.runtime})", soft_wrap=True)
     with console.status("registering"):
         result = register_pair(job, engine)
     for warning in result.sidecar["warnings"]:
-        stderr.print(f"ofg: warning: {warning}", soft_wrap=True, highlight=False)
+        stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
     table = Table("measure", "value")
     for key, name in ROWS.items():
         if (value := result.sidecar["metrics"].get(key)) is not None:
@@ -44,5 +45,5 @@ def register(job: Job, model: Path, device: Device, threads: int) -> Result:
     table.add_row("seconds", " + ".join(f"{s:.2f} {stage}" for stage, s in result.sidecar["seconds"].items()))
     console.print(table)
     for role, path in result.outputs.items():
-        console.print(f"{role}: {path}", soft_wrap=True, highlight=False)
+        console.print(f"{role}: {path}", soft_wrap=True)
     return result

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import Contract
 
@@ -44,7 +44,10 @@ def open_engine(path: Path, device: Device = "auto", threads: int = 0) -> Engine
 
     Raises:
         InputError: not a model of ours. DeviceError: the device or runtime is not there as asked.
+        UsageError: a negative number of threads, which a runtime would take for its default in silence.
     """
+    if threads < 0:
+        raise UsageError(f"--threads {threads}: give 1 or more, or 0 for the runtime's choice")
     if path.suffix != ".onnx":
         raise InputError(f"{path} is not an .onnx model: make one with ofg export")
     from ofg_deploy.serve.onnx_runtime import OnnxRuntimeEngine

@@ -15,7 +15,7 @@ import numpy as np
 
 from ofg_deploy import __version__, metrics
 from ofg_deploy.affine import save_itk_affine
-from ofg_deploy.errors import GeometryError, UsageError
+from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.field import Field, jacobian_determinant, resample, total_displacement_mm, warp
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_image, load_labels, save_transform, save_volume, stem
@@ -24,6 +24,13 @@ from ofg_deploy.preprocess import Init, PreparedPair, prepare_pair
 from ofg_deploy.serve.engine import Engine
 
 SCHEMA = 1
+ENDINGS = {
+    "warped": "_warped.nii.gz",
+    "transform": "_Warp.nii.gz",
+    "affine": "_0GenericAffine.mat",
+    "warped_labels": "_warped_labels.nii.gz",
+    "sidecar": ".json",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Job:
         fill: value of the warped image where the map leaves the moving field of view.
         overwrite: replace outputs of an earlier run.
         command: recorded in the sidecar.
+
+    Raises:
+        UsageError: options that make no sense together, or a ``fill`` that is not a number.
     """
 
     fixed: Path
@@ -51,6 +61,12 @@ class Job:
     overwrite: bool = False
     command: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.fixed_labels and not self.moving_labels:
+            raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
+        if not np.isfinite(self.fill):
+            raise UsageError(f"--fill {self.fill}: a finite number is needed")
+
     @property
     def name(self) -> str:
         """Beginning of every output's file name."""
@@ -58,13 +74,15 @@ class Job:
 
     def outputs(self, init: Init) -> dict[str, Path]:
         """Final path of each output; the sidecar comes last because it marks the set as complete."""
-        names = {"warped": "_warped.nii.gz", "transform": "_Warp.nii.gz"}
-        if init != "none":
-            names["affine"] = "_0GenericAffine.mat"
-        if self.moving_labels:
-            names["warped_labels"] = "_warped_labels.nii.gz"
-        names["sidecar"] = ".json"
-        return {role: self.out / (self.name + ending) for role, ending in names.items()}
+        absent = {"affine": init == "none", "warped_labels": self.moving_labels is None}
+        return {role: path for role, path in self._every_output().items() if not absent.get(role)}
+
+    def obsolete(self, init: Init) -> list[Path]:
+        """What an earlier registration of this pair may have left and this one does not write."""
+        return [path for role, path in self._every_output().items() if role not in self.outputs(init)]
+
+    def _every_output(self) -> dict[str, Path]:
+        return {role: self.out / (self.name + ending) for role, ending in ENDINGS.items()}
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,8 @@ def register(job: Job, engine: Engine) -> Result:
         pair = prepare_pair(fixed, moving, engine.contract.expects, init)
     with clock("network"):
         field_vox = engine.predict(pair.moving, pair.fixed)
+    if field_vox.shape != (3, *pair.grid.shape) or not np.isfinite(field_vox).all():
+        raise InputError(f"the model's field {field_vox.shape} is not finite or not on its grid {pair.grid.shape}")
     with clock("transform"):
         displacement = total_displacement_mm(field_vox, pair.grid, fixed.grid, pair.moving_from_fixed)
     with clock("warp"):
@@ -105,7 +125,7 @@ def register(job: Job, engine: Engine) -> Result:
         numbers = _measure(pair, field_vox, fixed, moving, warped, displacement)
         if moving_labels and fixed_labels:
             numbers |= _compare_labels(fixed_labels, moving_labels, warped_labels)
-    with staged(list(outputs.values()), job.overwrite) as paths:
+    with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths:
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
             save_volume(partial["warped"], warped, fixed.grid, fixed.space_code)
@@ -114,15 +134,15 @@ def register(job: Job, engine: Engine) -> Result:
                 save_itk_affine(partial["affine"], pair.moving_from_fixed)
             if moving_labels:
                 save_volume(partial["warped_labels"], warped_labels, fixed.grid, fixed.space_code)
-        warnings = [*fixed.warnings, *moving.warnings, *pair.warnings()]
-        sidecar = _sidecar(job, init, engine, outputs, (fixed, moving), numbers, clock.seconds, warnings)
+        given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels}
+        inputs = {role: volume for role, volume in given.items() if volume}
+        warnings = [line for volume in inputs.values() for line in volume.warnings] + pair.warnings()
+        sidecar = _sidecar(job, init, engine, outputs, inputs, numbers, clock.seconds, warnings)
         partial["sidecar"].write_text(to_json(sidecar))
     return Result(outputs, sidecar)
 
 
 def _load_labels(job: Job, fixed: Volume, moving: Volume) -> tuple[Volume | None, Volume | None]:
-    if job.fixed_labels and not job.moving_labels:
-        raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
     moving_labels = load_labels(job.moving_labels) if job.moving_labels else None
     fixed_labels = load_labels(job.fixed_labels) if job.fixed_labels else None
     for labels, image in ((moving_labels, moving), (fixed_labels, fixed)):
@@ -144,12 +164,15 @@ def _measure(
     pair: PreparedPair, field_vox: Field, fixed: Volume, moving: Volume, warped: Any, displacement: Field
 ) -> dict[str, Any]:
     """Similarity on the fixed grid; folding and spread of the network's field, and folding of the total map."""
-    start = resample(moving.data, moving.grid, fixed.grid, pair.moving_from_fixed)
+    before, start = (
+        metrics.ncc(fixed.data, resample(moving.data, moving.grid, fixed.grid, matrix))
+        for matrix in (np.eye(4), pair.moving_from_fixed)
+    )
     network = jacobian_determinant(field_vox)
     total = jacobian_determinant(displacement, fixed.grid.world_from_vox)
     return {
-        "ncc_before": metrics.ncc(fixed.data, resample(moving.data, moving.grid, fixed.grid, np.eye(4))),
-        "ncc_start": metrics.ncc(fixed.data, start),
+        "ncc_before": before,
+        "ncc_start": start,
         "ncc_after": metrics.ncc(fixed.data, warped),
         "folding_percent": metrics.folding_percent(total),
         "min_jacobian": float(total.min()),
@@ -178,7 +201,7 @@ def _sidecar(
     init: Init,
     engine: Engine,
     outputs: dict[str, Path],
-    images: tuple[Volume, Volume],
+    inputs: dict[str, Volume],
     numbers: dict[str, Any],
     seconds: dict[str, float],
     warnings: list[str],
@@ -189,7 +212,7 @@ def _sidecar(
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": job.command,
-        "inputs": {role: _describe(image) for role, image in zip(("fixed", "moving"), images, strict=True)},
+        "inputs": {role: _describe(volume) for role, volume in inputs.items()},
         "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
         "model": {"sha256": engine.model_sha256, **asdict(engine.contract)},

@@ -145,7 +145,7 @@ def prepare_all(
 def load_cached(file: Path) -> PreparedPair:
     """Read a pair that ``prepare_all`` wrote. Raises InputError if the file was damaged since."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             fixed = stored["fixed"]
             return PreparedPair(
                 fixed=fixed,

@@ -1,0 +1,122 @@
+"""The seal notices every change; the contract is read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ofg_deploy.errors import InputError
+from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, Contract, read_sealed, seal
+from ofg_deploy.preprocess import Intensity, NetworkInput
+
+EXPECTS = NetworkInput((16, 24, 32), (1.5, 2.0, 2.5), Intensity("window", -100, 300), "affine")
+CONTRACT = Contract("voxelmorph", EXPECTS, 16, "cd" * 32, {"guidance": "ofg", "epochs": 3})
+
+
+def test_the_metadata_is_there_for_any_onnx_reader(tiny_model):
+    onnx = pytest.importorskip("onnx")
+    model = tiny_model(shape=(6, 8, 10))
+    stored = {entry.key: entry.value for entry in onnx.load(str(model.path)).metadata_props}
+    assert json.loads(stored[CONTRACT_KEY])["expects"]["shape"] == [6, 8, 10]
+    content = model.path.read_bytes()
+    blank = content.replace(stored[SEAL_KEY].encode(), b"0" * 64)
+    assert len(blank) == len(content)
+    assert stored[SEAL_KEY] == hashlib.sha256(blank).hexdigest()
+    assert read_sealed(model.path) == content
+
+
+def test_any_changed_byte_breaks_the_seal(tiny_model, tmp_path):
+    content = tiny_model(shape=(6, 8, 10)).path.read_bytes()
+    path = tmp_path / "changed.onnx"
+    places = np.linspace(0, len(content) - 1, 60).astype(int).tolist()
+    places += [content.rindex(SEAL_KEY.encode()) + offset for offset in (20, 40, 70)]  # in the seal itself
+    for at in places:
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"changed or damaged|carries no contract"):
+            read_sealed(path)
+
+
+@pytest.mark.parametrize("change", [lambda c: c[:-1], lambda c: c + b"\0", lambda c: c[: len(c) // 2], lambda c: c + c])
+def test_another_length_breaks_the_seal(tiny_model, tmp_path, change):
+    path = tmp_path / "changed.onnx"
+    path.write_bytes(change(tiny_model(shape=(6, 8, 10)).path.read_bytes()))
+    with pytest.raises(InputError, match=r"changed or damaged|carries no contract"):
+        read_sealed(path)
+
+
+def test_files_of_others_are_refused(tmp_path):
+    for name, content in (
+        ("empty.onnx", b""),
+        ("text.onnx", b"hello"),
+        ("key.onnx", SEAL_KEY.encode() + b"\x12\x40ab"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="carries no contract"):
+            read_sealed(tmp_path / name)
+    for name in ("nothing.onnx", "."):
+        with pytest.raises(InputError, match="is not a file"):
+            read_sealed(tmp_path / name)
+
+
+def test_only_an_empty_seal_is_filled():
+    content = b"abc" + SEAL_KEY.encode() + b"\x12\x40" + b"0" * 64 + b"tail"
+    sealed = seal(content)
+    assert sealed == content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode())
+    for bad in (sealed, b"abc", content[:-10]):
+        with pytest.raises(ValueError, match="no empty seal"):
+            seal(bad)
+
+
+def test_a_contract_survives_its_own_text():
+    assert Contract.from_json(CONTRACT.to_json(), Path("m.onnx")) == CONTRACT
+    assert "\n" not in CONTRACT.to_json()
+
+
+def record(**changed) -> dict:
+    return {**json.loads(CONTRACT.to_json()), **changed}
+
+
+def expects(**changed) -> dict:
+    return record(expects={**json.loads(CONTRACT.to_json())["expects"], **changed})
+
+
+def without(name: str, inside: str | None = None) -> dict:
+    changed = record()
+    (changed[inside] if inside else changed).pop(name)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "not json", "[]", "3", "null",
+        *(json.dumps(without(key)) for key in json.loads(CONTRACT.to_json())),
+        *(json.dumps(without(key, "expects")) for key in json.loads(CONTRACT.to_json())["expects"]),
+        json.dumps(record(extra=1)),
+        json.dumps(record(schema=2)),
+        json.dumps(record(expects=None)),
+        json.dumps(expects(extra=1)),
+        json.dumps(expects(shape=[16, 24])),
+        json.dumps(expects(shape=[16, 24, 1])),
+        json.dumps(expects(shape=[16, 24, 32.5])),
+        json.dumps(expects(shape="abc")),
+        json.dumps(expects(spacing_mm=[1, 2, -3])),
+        json.dumps(expects(spacing_mm=[1, 2, float("nan")])),
+        json.dumps(expects(init="rigid")),
+        json.dumps(expects(intensity={"kind": "zscore", "low": 0, "high": 1})),
+        json.dumps(expects(intensity={"kind": "window"})),
+        json.dumps(expects(intensity={})),
+        json.dumps(expects(intensity="minmax")),
+        json.dumps(record(field_unit="mm")),
+        json.dumps(record(field_maps="moving_to_fixed")),
+    ],
+)  # fmt: skip
+def test_any_other_contract_is_refused_with_the_files_name(text):
+    with pytest.raises(InputError, match=r"given\.onnx"):
+        Contract.from_json(text, Path("given.onnx"))

@@ -1,0 +1,408 @@
+"""Reading and writing against nibabel and SimpleITK, and every way a file can be unusable."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from ofg_deploy.errors import GeometryError, InputError
+from ofg_deploy.nifti import load_grid, load_image, load_labels, load_transform, save_transform, save_volume, stem
+
+SHAPE = (5, 7, 4)
+# Offsets in a NIfTI-1 header (348 bytes).
+DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, INTERCEPT, XYZT_UNITS, SFORM_CODE, QUATERN_B, SROW_X = (
+    40, 70, 76, 108, 112, 116, 123, 254, 256, 280,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def affine(make_grid) -> np.ndarray:
+    return make_grid("oblique-permuted", SHAPE, (1.5, 2.0, 3.1), (4.0, -8.0, 15.0)).world_from_vox
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 120, SHAPE).astype(np.int16)
+
+
+@pytest.fixture
+def plain(tmp_path, data, affine, write_nifti) -> Path:
+    """An uncompressed NIfTI-1 to be damaged."""
+    return write_nifti(tmp_path / "plain.nii", data, affine)
+
+
+def patch(path: Path, offset: int, layout: str, *values: float) -> Path:
+    content = bytearray(path.read_bytes())
+    struct.pack_into(layout, content, offset, *values)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
+@pytest.mark.parametrize("cls", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "i2", "u2", "i4", "f4", "f8", "i8"])
+def test_every_layout_gives_the_same_voxels(tmp_path, data, affine, kind, endian, cls, ending):
+    path = tmp_path / f"image{ending}"
+    image = cls(data.astype(kind), affine, cls.header_class(endianness=endian))
+    image.set_data_dtype(np.dtype(kind).newbyteorder(endian))
+    nib.save(image, path)
+    volume = load_image(path)
+    assert volume.data.dtype == np.dtype("<f4")
+    np.testing.assert_array_equal(volume.data, data)
+    np.testing.assert_allclose(volume.grid.world_from_vox, affine, atol=1e-5)
+    assert volume.warnings == ()
+
+
+def test_scaling_is_applied_as_simpleitk_does(tmp_path, data, affine):
+    path = tmp_path / "scaled.nii.gz"
+    image = nib.Nifti1Image(data, affine, nib.Nifti1Header(endianness=">"))
+    image.header.set_slope_inter(0.25, -12.5)
+    nib.save(image, path)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose(2, 1, 0)
+    assert expected.min() < 0
+    np.testing.assert_allclose(load_image(path).data, expected, rtol=1e-6)
+
+
+def test_flipped_axes_are_voxels_in_memory_order(tmp_path, data, affine, write_nifti):
+    flipped = affine @ nib.orientations.inv_ornt_aff(np.array([[0, -1], [1, 1], [2, -1]]), SHAPE)
+    path = write_nifti(tmp_path / "flip.nii", data[::-1, :, ::-1], flipped)
+    volume = load_image(path)
+    np.testing.assert_array_equal(volume.data, data[::-1, :, ::-1])
+    np.testing.assert_allclose(volume.grid.world_from_vox @ [4, 2, 3, 1], affine @ [0, 2, 0, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("extra", [(1,), (1, 1)])
+def test_trailing_axes_of_one_are_one_volume(tmp_path, data, affine, write_nifti, extra):
+    path = write_nifti(tmp_path / "one.nii.gz", data.reshape(*SHAPE, *extra), affine)
+    np.testing.assert_array_equal(load_image(path).data, data)
+
+
+def test_qform_alone_is_used(tmp_path, data, affine, write_nifti):
+    volume = load_image(write_nifti(tmp_path / "q.nii.gz", data, affine, sform=0, qform=2))
+    np.testing.assert_allclose(volume.grid.world_from_vox, affine, atol=1e-5)
+    assert volume.space_code == 2
+    assert volume.warnings == ()
+
+
+def test_sform_alone_is_used(tmp_path, data, affine, write_nifti):
+    volume = load_image(write_nifti(tmp_path / "s.nii.gz", data, affine, sform=4, qform=0))
+    np.testing.assert_allclose(volume.grid.world_from_vox, affine, atol=1e-5)
+    assert volume.space_code == 4
+
+
+def test_neither_sform_nor_qform_is_refused(tmp_path, data, affine, write_nifti):
+    path = write_nifti(tmp_path / "none.nii.gz", data, affine, sform=0, qform=0)
+    with pytest.raises(GeometryError, match="neither sform nor qform"):
+        load_image(path)
+    with pytest.raises(GeometryError, match="neither sform nor qform"):
+        load_grid(path)
+
+
+def test_a_conflict_of_sform_and_qform_is_measured_and_the_sform_wins(tmp_path, data, affine):
+    image = nib.Nifti1Image(data, affine)
+    other = affine.copy()
+    other[:3, 3] += (3, -4, 0)
+    image.set_sform(affine, 1)
+    image.set_qform(other, 1)
+    nib.save(image, tmp_path / "conflict.nii.gz")
+    volume = load_image(tmp_path / "conflict.nii.gz")
+    np.testing.assert_allclose(volume.grid.world_from_vox, affine, atol=1e-5)
+    assert volume.warnings == ("conflict.nii.gz: sform and qform disagree by up to 5.00 mm; the sform is used",)
+
+
+def test_a_conflict_in_rotation_counts_at_the_far_corner(tmp_path, data):
+    image = nib.Nifti1Image(data, np.eye(4))
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]
+    image.set_sform(np.eye(4), 1)
+    image.set_qform(turned, 1)
+    nib.save(image, tmp_path / "turn.nii.gz")
+    gap = 2 * np.sin(0.025) * np.hypot(4, 6)  # chord at voxel (4, 6), the corner furthest from the axis
+    assert f"{gap:.2f} mm" in load_image(tmp_path / "turn.nii.gz").warnings[0]
+
+
+def test_a_qform_which_is_not_a_number_is_reported(plain):
+    assert "disagree" in load_image(patch(plain, QUATERN_B, "<f", np.nan)).warnings[0]
+
+
+def test_a_damaged_qform_is_refused(plain):
+    with pytest.raises(GeometryError, match="damaged orientation"):
+        load_image(patch(plain, QUATERN_B, "<f", 5.0))
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value", "said"),
+    [(SFORM_CODE, "<h", 99, "sform_code 99"), (PIXDIM + 4, "<f", 0.0, "pixdim"), (0, "<i", 12345, "sizeof_hdr")],
+)
+def test_what_nibabel_mends_is_a_warning_with_the_files_name(plain, capfd, offset, layout, value, said):
+    warnings = load_image(patch(plain, offset, layout, value)).warnings
+    assert any(w.startswith("plain.nii: header mended") and said in w for w in warnings)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("code", [1, 3, 5, 7])
+def test_other_units_than_mm_are_refused(plain, code):
+    with pytest.raises(GeometryError, match="rewrite the header in mm"):
+        load_image(patch(plain, XYZT_UNITS, "<B", code))
+
+
+@pytest.mark.parametrize("code", [0, 2, 10])  # 10 is mm and seconds
+def test_mm_and_unset_units_are_read(plain, data, code):
+    np.testing.assert_array_equal(load_image(patch(plain, XYZT_UNITS, "<B", code)).data, data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value", "message"),
+    [
+        (DIM, "<h", 0, "3-D volume"),
+        (DIM + 2, "<h", -5, "3-D volume"),
+        (DIM + 2, "<h", 30000, "truncated or damaged"),
+        (DATATYPE, "<h", 999, "cannot be read as NIfTI"),
+        (VOX_OFFSET, "<f", 1e9, "truncated or damaged"),
+        (VOX_OFFSET, "<f", -50, "cannot be read as NIfTI"),
+        (INTERCEPT, "<f", np.inf, "cannot be read as NIfTI"),
+        (SLOPE, "<f", 1e38, "infinite"),
+        (344, "<4s", b"what", "cannot be read as NIfTI"),
+    ],
+)
+def test_a_damaged_header_is_one_clean_error(plain, capfd, offset, layout, value, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_image(patch(plain, offset, layout, value))
+    assert "plain.nii" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_header_claiming_huge_dimensions_is_refused_before_reading(plain):
+    patch(plain, DIM + 2, "<hhh", 30000, 30000, 30000)
+    with pytest.raises(InputError, match="is the header damaged"):
+        load_image(plain)
+
+
+def test_missing_folder_and_foreign_files(tmp_path, data, affine):
+    with pytest.raises(InputError, match="does not exist"):
+        load_image(tmp_path / "nothing.nii.gz")
+    (tmp_path / "folder.nii").mkdir()
+    with pytest.raises(InputError, match="not a file"):
+        load_image(tmp_path / "folder.nii")
+    (tmp_path / "text.nii.gz").write_text("hello")
+    (tmp_path / "text.nii").write_text("hello")
+    (tmp_path / "empty.nii.gz").touch()
+    (tmp_path / "plain.txt").write_text("hello")
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "good.nii")
+    (tmp_path / "compressed.nii.zst").write_bytes((tmp_path / "good.nii").read_bytes())
+    for name in ("text.nii.gz", "text.nii", "empty.nii.gz", "plain.txt", "compressed.nii.zst"):
+        with pytest.raises(InputError, match="cannot be read as NIfTI"):
+            load_image(tmp_path / name)
+    nib.save(nib.MGHImage(data.astype(np.float32), affine), tmp_path / "other.mgz")
+    with pytest.raises(InputError, match="MGHImage, not NIfTI"):
+        load_image(tmp_path / "other.mgz")
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
+def test_a_truncated_gz_is_refused(tmp_path, make_grid, world_image, write_nifti, kept):
+    grid = make_grid("RAS", (20, 18, 16), (2, 2, 2))
+    whole = write_nifti(tmp_path / "whole.nii.gz", world_image(grid), grid.world_from_vox).read_bytes()
+    path = tmp_path / "cut.nii.gz"
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(InputError, match="truncated"):
+        load_image(path)
+
+
+def test_garbage_in_the_middle_of_a_gz_is_refused(tmp_path, make_grid, world_image, write_nifti):
+    grid = make_grid("RAS", (20, 18, 16), (2, 2, 2))
+    path = write_nifti(tmp_path / "garbage.nii.gz", world_image(grid), grid.world_from_vox)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        load_image(path)
+
+
+def test_one_wrong_bit_in_a_gz_shows_in_its_checksum(tmp_path, make_grid, world_image, write_nifti):
+    """Stored, not compressed, so that the bit changes one voxel and nothing else can notice."""
+    grid = make_grid("RAS", (20, 18, 16), (2, 2, 2))
+    plain = write_nifti(tmp_path / "good.nii", world_image(grid), grid.world_from_vox)
+    content = bytearray(gzip.compress(plain.read_bytes(), compresslevel=0))
+    content[len(content) // 2] ^= 1
+    path = tmp_path / "bit.nii.gz"
+    path.write_bytes(content)
+    for load in (load_image, load_labels):
+        with pytest.raises(InputError, match=r"truncated or damaged.*CRC"):
+            load(path)
+
+
+def test_a_short_uncompressed_file_is_refused(plain):
+    plain.write_bytes(plain.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        load_image(plain)
+
+
+def test_a_gz_with_whole_header_and_no_voxels_is_refused(tmp_path, plain):
+    path = tmp_path / "header.nii.gz"
+    path.write_bytes(gzip.compress(plain.read_bytes()[:352]))
+    with pytest.raises(InputError, match="truncated or damaged"):
+        load_image(path)
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.zeros((5, 7), np.int16), "a 3-D volume is needed"),
+        (np.zeros((5, 7, 1), np.int16), "every axis at least 2"),
+        (np.zeros((*SHAPE, 2), np.int16), "extract it first"),
+        (np.zeros((*SHAPE, 1, 3), np.float32), "extract it first"),
+        (np.zeros(SHAPE, RGB), "one real number a voxel"),
+        (np.zeros(SHAPE, np.complex64), "one real number a voxel"),
+        (np.full(SHAPE, 7, np.int16), r"is constant \(7 everywhere\)"),
+        (np.where(np.indices(SHAPE)[0] > 1, np.nan, 1).astype(np.float32), "84 NaN or infinite"),
+        (np.where(np.indices(SHAPE)[2] == 0, -np.inf, 1).astype(np.float32), "35 NaN or infinite"),
+        (np.where(np.indices(SHAPE)[2] == 0, 1e300, 1), "35 NaN or infinite"),
+    ],
+)
+def test_voxels_that_cannot_be_registered(tmp_path, affine, write_nifti, voxels, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_image(write_nifti(tmp_path / "bad.nii.gz", voxels, affine))
+    assert str(tmp_path / "bad.nii.gz") in str(caught.value)
+
+
+def test_sheared_and_singular_affines_are_refused(plain, affine):
+    sheared, singular, flat, unknown = (affine.copy() for _ in range(4))
+    sheared[:3, 1] += 0.1 * sheared[:3, 0]
+    singular[:3, 1] = 0
+    flat[:3, :3] = 0
+    unknown[0, 3] = np.nan
+    for matrix, message in ((sheared, "sheared"), (singular, "singular"), (flat, "singular"), (unknown, "finite")):
+        with pytest.raises(GeometryError, match=message) as caught:
+            load_image(patch(plain, SROW_X, "<12f", *matrix[:3].ravel()))
+        assert "plain.nii" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_integer_labels_keep_their_type(tmp_path, data, affine, kind, endian):
+    path = tmp_path / "labels.nii.gz"
+    labels = data.astype(kind)
+    image = nib.Nifti1Image(labels, affine, nib.Nifti1Header(endianness=endian))
+    image.set_data_dtype(np.dtype(kind).newbyteorder(endian))
+    nib.save(image, path)
+    found = load_labels(path).data
+    assert found.dtype == np.dtype(kind)
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i8", "u8"])
+def test_wide_whole_labels_become_int32(tmp_path, affine, kind):
+    labels = np.zeros(SHAPE, kind)
+    labels[1, 2, 3], labels[4, 0, 1] = 1035, 2**24
+    path = tmp_path / "labels.nii.gz"
+    nib.save(nib.Nifti1Image(labels, affine, dtype=kind), path)
+    found = load_labels(path).data
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, labels.astype(np.int64))
+
+
+def test_scaled_labels_are_scaled_and_a_constant_map_is_allowed(tmp_path, affine):
+    image = nib.Nifti1Image(np.full(SHAPE, 3, np.uint8), affine)
+    image.header.set_slope_inter(2, 1)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    assert np.unique(load_labels(tmp_path / "scaled.nii.gz").data).tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("f4", 2.5, "fractional"),
+        ("f4", np.nan, "NaN"),
+        ("f4", np.inf, "beyond 32 bits"),
+        ("f8", -np.inf, "beyond 32 bits"),
+        ("f4", 2.0**31, "beyond 32 bits"),
+        ("f8", 1e30, "beyond 32 bits"),
+        ("i8", 2**31, "beyond 32 bits"),
+        ("i8", -(2**63), "beyond 32 bits"),
+        ("u8", 2**64 - 1, "beyond 32 bits"),
+    ],
+)
+def test_labels_that_are_not_whole_32_bit_numbers_are_refused(tmp_path, affine, kind, value, message):
+    labels = np.ones(SHAPE, kind)
+    labels[2, 3, 1] = value
+    nib.save(nib.Nifti1Image(labels, affine, dtype=kind), tmp_path / "bad.nii.gz")
+    with pytest.raises(InputError, match=message):
+        load_labels(tmp_path / "bad.nii.gz")
+
+
+def test_load_grid_is_the_grid_of_the_image(plain, affine):
+    grid = load_grid(plain)
+    assert grid.shape == SHAPE
+    np.testing.assert_allclose(grid.world_from_vox, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LAS", "LPS", "oblique", "left-handed"])
+def test_a_saved_volume_lies_where_simpleitk_expects_it(tmp_path, make_grid, world_image, orientation):
+    grid = make_grid(orientation, (8, 11, 6), (1.5, 2.25, 3.125), (30.0, -12.0, 7.0))
+    data = world_image(grid)
+    save_volume(tmp_path / "saved.nii.gz", data, grid, 4)
+    image = sitk.ReadImage(str(tmp_path / "saved.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(2, 1, 0), data)
+    for index in ((0, 0, 0), (7, 0, 0), (0, 10, 0), (3, 4, 5)):
+        expected = grid.world_from_vox @ [*index, 1] * [-1, -1, 1, 1]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), expected[:3], atol=2e-5)
+    header = nib.load(tmp_path / "saved.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 4)
+    assert header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(header.get_qform(), header.get_sform(), atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ["LAS", "oblique", "left-handed"])
+def test_a_saved_transform_is_the_map_simpleitk_reads(tmp_path, make_grid, orientation):
+    grid = make_grid(orientation, (8, 11, 6), (1.5, 2.25, 3.125), (30.0, -12.0, 7.0))
+    displacement = np.random.default_rng(5).normal(0, 4, (3, *grid.shape)).astype(np.float32)
+    path = tmp_path / "a_Warp.nii.gz"
+    save_transform(path, displacement, grid, 2)
+    transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+    lps = np.array([-1, -1, 1])
+    for index in ((0, 0, 0), (7, 10, 5), (3, 9, 2), (6, 1, 4)):
+        point = (grid.world_from_vox @ [*index, 1])[:3]
+        moved = np.array(transform.TransformPoint((lps * point).tolist())) * lps
+        np.testing.assert_allclose(moved - point, displacement[(slice(None), *index)], atol=1e-3)
+    header = nib.load(path).header
+    assert header.get_data_shape() == (8, 11, 6, 1, 3)
+    assert int(header["intent_code"]) == 1007
+    back, back_grid = load_transform(path)
+    np.testing.assert_array_equal(back, displacement)
+    np.testing.assert_allclose(back_grid.world_from_vox, grid.world_from_vox, atol=1e-5)
+
+
+def test_only_our_form_of_a_displacement_field_is_read(tmp_path, affine):
+    vectors = np.zeros((*SHAPE, 1, 3), np.float32)
+    for name, data, intent in (("1006", vectors, 1006), ("no intent", vectors, 0), ("4-D", vectors[:, :, :, 0], 1007)):
+        image = nib.Nifti1Image(data, affine)
+        image.header.set_intent(intent)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+        with pytest.raises(InputError, match="not a displacement field"):
+            load_transform(tmp_path / f"{name}.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.nii", "a"),
+        ("a.nii.gz", "a"),
+        ("A.B.NII.GZ", "A.B"),
+        ("x.nii.nii.gz", "x.nii"),
+        ("odd name [1].nii", "odd name [1]"),
+    ],
+)
+def test_stem(name, expected):
+    assert stem(Path("/some.nii/folder") / name) == expected
