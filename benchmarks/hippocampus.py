@@ -64,7 +64,7 @@ def main() -> None:
         "ANTsPy SyN": ants_rows(options.data, pairs, "SyN"),
     }
     report = {
-        "command": sys.argv,
+        "options": {name: value for name, value in vars(options).items() if name not in ("data", "work", "json")},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch threads {options.threads}",
         "training_seconds": seconds,
         "run_config": json.loads((options.work / "run/config.json").read_text())["config"],
