@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ def bench(
 ) -> dict[str, Any]:
     """Compare one or two exported models and the K optimiser steps their training needed and their use does not.
 
-    All candidates run on the CPU on the same pair with the same number of threads, interleaved, after one warm-up each.
+    All candidates run on the CPU on the same pair with the same number of threads, after one warm-up each: the
+    networks interleaved in random order, the optimiser after them.
 
     Raises:
         ParityError: two models of the same network whose graphs differ.
@@ -44,8 +46,9 @@ def bench(
     _check_same(models, engines, shapes)
     timed: Timed = {str(path): _network_call(engine) for path, engine in zip(models, engines, strict=True)}
     optimiser = f"test-time optimisation, {guidance_steps} steps"
-    timed[optimiser] = _optimiser_call(engines[0], guidance_steps, threads)
     seconds = _interleaved(timed, repeats)
+    # Apart: torch's threads keep spinning for a while after a call and would slow whichever network comes next.
+    seconds |= _interleaved({optimiser: _optimiser_call(engines[0], guidance_steps, threads)}, repeats)
     rows = {name: _summary(values, seconds[str(models[0])]) for name, values in seconds.items()}
     report = {
         "schema": 1,
@@ -104,9 +107,10 @@ def _interleaved(timed: Timed, repeats: int) -> dict[str, list[float]]:
         call()
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     order = list(timed.items())
-    for turn in range(repeats):
-        # Every other turn backwards, so that a drift of the machine does not favour one of them.
-        for name, call in order if turn % 2 == 0 else order[::-1]:
+    shuffle = random.Random(0).shuffle
+    for _ in range(repeats):
+        shuffle(order)  # neither a drift of the machine nor the neighbour before favours one of them
+        for name, call in order:
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
