@@ -25,7 +25,7 @@ DEMO = Path(__file__).resolve().parent
 WORK, REPORT, PICTURE = DEMO / "work", DEMO / "report.html", DEMO / "report.png"
 
 GRID = ("--grid", 32, 48, 32, "--spacing", 5, 5, 5, "--init", "none")
-LENGTH = ("--epochs", 8, "--steps-per-epoch", 50, "--validate-every", 4)
+LENGTH = ("--epochs", 10, "--steps-per-epoch", 50, "--validate-every", 5)
 # Chosen on the validation subjects. The published recipe (learning rate 1e-4, 500 epochs) needs hours, not minutes.
 OFG = ("--lr", 1.5e-3, "--guidance-steps", 5, "--guidance-lr", 0.2, "--guidance-smoothness", 4)
 UNSUPERVISED = ("--lr", 1.5e-3, "--guidance", "none")
