@@ -105,6 +105,8 @@ def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_interrupted_command_says_how_to_go_on(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    # In the background of a shell we inherit an ignored SIGINT and would pass it on; a handler is not inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = [subjects[0], "-o", tmp_path / "run", "--init", "none", "--epochs", 500, "--threads", 1]
     process = subprocess.Popen(
         [sys.executable, "-m", "ofg_deploy", "train", *map(str, arguments)],
@@ -115,8 +117,12 @@ def test_interrupted_command_says_how_to_go_on(subjects: tuple[Path, Path], tmp_
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
+    signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert "--resume" in stderr

@@ -226,7 +226,7 @@ def _sidecar(
 
 def _describe(volume: Volume) -> dict[str, Any]:
     return {
-        "path": str(volume.path),
+        "path": str(volume.path.absolute()),
         "sha256": sha256_file(volume.path),
         "shape": list(volume.grid.shape),
         "spacing_mm": list(volume.grid.spacing_mm),
