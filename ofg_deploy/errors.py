@@ -4,7 +4,7 @@ OfgError (1)
 ├── UsageError (2)         the command itself makes no sense
 ├── InputError (3)         a file or its content cannot be used
 │   └── GeometryError (3)  ... because of where it says it lies in the world
-├── ParityError (4)        an exported model does not reproduce its network
+├── ParityError (4)        a model or a transform does not reproduce what it was made from
 ├── DeviceError (5)        a device, runtime or provider is not there as asked
 ├── BatchError (6)         some of many failed, the others are done
 └── Interrupted (130)      Ctrl-C, where something can be said about going on
@@ -38,7 +38,7 @@ class GeometryError(InputError):
 
 
 class ParityError(OfgError, RuntimeError):
-    """An exported model whose output differs from its network by more than allowed."""
+    """An exported model, or a transform read back, that differs from its original by more than allowed."""
 
     exit_code = 4
 

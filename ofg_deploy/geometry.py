@@ -140,6 +140,11 @@ def overlap_fraction(fixed: Grid, moving: Grid, moving_from_fixed: Matrix) -> fl
     return float(((index >= -0.5) & (index <= upper)).all(axis=0).mean())
 
 
+def same_grid(a: Grid, b: Grid, voxels: float) -> bool:
+    """Same shape, and no corner further apart than this share of the smallest voxel size."""
+    return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() <= voxels * min(a.spacing_mm))
+
+
 def describe_extent(grid: Grid) -> str:
     """World box of the field of view, for messages: ``x -90..91 y -126..91 z -72..109 mm``."""
     corners = grid.corners_mm()

@@ -1,4 +1,4 @@
-"""Files appear under their final name only when complete; existing results are kept unless overwriting was asked."""
+"""Small files read; results written: under their final name only when complete, replacing none unasked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError
+
+MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
 
 
 def check_writable(paths: list[Path], overwrite: bool) -> None:
@@ -86,6 +88,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 def to_json(record: Any) -> str:
     """Readable JSON with a final newline; refuses NaN, which other readers do not parse."""
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def read_text(path: Path) -> str:
+    """A small text file. Raises InputError if it is missing, too large or not text."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES} bytes: is it the right file?")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from nibabel.fileholders import FileHolder
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Spacing
-from ofg_deploy.nifti import MAX_VOXELS
+from ofg_deploy.nifti_file import MAX_VOXELS
 
 _HEADER_BYTES = 348
 _MAGIC = slice(344, 347)
