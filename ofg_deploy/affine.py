@@ -1,29 +1,42 @@
-"""The affine start and its file, through SimpleITK: the only module that imports it."""
+"""The start before the network: what brings the moving image roughly onto the fixed one, through SimpleITK."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ofg_deploy.errors import GeometryError, InputError
-from ofg_deploy.geometry import LPS_FROM_RAS, Matrix
+from ofg_deploy.errors import GeometryError
+from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
 from ofg_deploy.nifti import Volume
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+Kind = Literal["centre", "rigid", "affine"]
+
 VERSION = 1  # part of every cache key: raise it when the result of ``align`` changes
 
 
-def align(fixed: Volume, moving: Volume) -> Matrix:
-    """Affine registration of two images.
+def align(
+    fixed: Volume,
+    moving: Volume,
+    kind: Kind = "affine",
+    fixed_mask: Volume | None = None,
+    moving_mask: Volume | None = None,
+) -> Matrix:
+    """Registration of two images by few parameters.
 
-    Mattes mutual information, coarse to fine, starting from whichever of the header, the centres of the fields of
-    view and the centres of mass agrees best; first rigid and scale free, then all twelve parameters. One thread and a
-    fixed seed, so that the result does not depend on the machine's load.
+    Mattes mutual information, starting from whichever of the header, the centres of the fields of view and the centres
+    of mass agrees best; then coarse to fine, for ``affine`` first rigid and scale free, then all twelve parameters.
+    ``centre`` moves nothing but the centres: those of the fields of view or those of mass, whichever agrees better. One
+    thread and a fixed seed, so that the result does not depend on the machine's load.
+
+    Args:
+        kind: how far to go.
+        fixed_mask, moving_mask: label maps, each on its image's grid; where they are 0 nothing counts, neither for the
+            agreement nor for the centres of mass.
 
     Returns:
         (4, 4) float64 moving_from_fixed, fixed RAS mm -> moving RAS mm.
@@ -33,83 +46,66 @@ def align(fixed: Volume, moving: Volume) -> Matrix:
     """
     import SimpleITK as sitk
 
-    target, source = _to_sitk(fixed), _to_sitk(moving)
+    images = (_to_sitk(fixed, fixed_mask), _to_sitk(moving, moving_mask))
+    pair = _Pair(*images, *map(_to_mask, (fixed_mask, moving_mask)))
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the setting of a method does not reach its optimiser
     try:
-        start = _best_start(target, source)
-        similarity = sitk.Similarity3DTransform()
-        similarity.SetCenter(start.GetCenter())
-        similarity.SetTranslation(start.GetTranslation())
-        _optimise(target, source, similarity)
+        start = _best_start(pair, with_header=kind != "centre")
+        if kind == "centre":
+            return _to_matrix(start)
+        first = sitk.Euler3DTransform() if kind == "rigid" else sitk.Similarity3DTransform()
+        first.SetCenter(start.GetCenter())
+        first.SetTranslation(start.GetTranslation())
+        _optimise(pair, first)
+        if kind == "rigid":
+            return _to_matrix(first)
         affine = sitk.AffineTransform(3)
-        affine.SetCenter(similarity.GetCenter())
-        affine.SetMatrix(similarity.GetMatrix())
-        affine.SetTranslation(similarity.GetTranslation())
-        _optimise(target, source, affine)
+        affine.SetCenter(first.GetCenter())
+        affine.SetMatrix(first.GetMatrix())
+        affine.SetTranslation(first.GetTranslation())
+        _optimise(pair, affine)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise GeometryError(
-            f"no affine start found for {moving.path} on {fixed.path} ({reason}): align them first and use --init none"
+            f"no {kind} start found for {moving.path} on {fixed.path} ({reason}): align them first and use --init none"
         ) from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return _to_matrix(affine)
 
 
-def save_itk_affine(path: Path, moving_from_fixed: Matrix) -> None:
-    """Write ``*_0GenericAffine.mat`` (ITK, LPS mm), which ANTs, SimpleITK and 3D Slicer apply like the warp."""
+class _Pair(NamedTuple):
+    """Both images and masks as SimpleITK has them."""
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    fixed_mask: sitk.Image | None
+    moving_mask: sitk.Image | None
+
+
+def _to_mask(mask: Volume | None) -> sitk.Image | None:
     import SimpleITK as sitk
 
-    lps = LPS_FROM_RAS @ moving_from_fixed @ LPS_FROM_RAS
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetTranslation(lps[:3, 3].tolist())
-    try:
-        sitk.WriteTransform(transform, str(path))
-    except RuntimeError as error:  # what SimpleITK makes of a full disk
-        raise OSError(f"{path.name} could not be written") from error
+    if mask is None:
+        return None
+    return _placed(sitk.GetImageFromArray((mask.data != 0).astype(np.uint8).transpose(2, 1, 0)), mask.grid)
 
 
-def load_itk_affine(path: Path) -> Matrix:
-    """Read a linear ITK transform (``.mat``, ``.txt``, ``.tfm``; LPS mm) of any kind, rigid to affine or a chain.
-
-    Returns:
-        (4, 4) float64 moving_from_fixed, fixed RAS mm -> moving RAS mm.
-
-    Raises:
-        InputError: missing, not an ITK transform, not three-dimensional, or not linear.
-        GeometryError: a matrix that is singular or not finite.
-    """
-    import SimpleITK as sitk
-
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read as an ITK transform") from error
-    if transform.GetDimension() != 3 or not transform.IsLinear():
-        raise InputError(f"{path} is not a linear 3-D transform: give a displacement field as _Warp.nii.gz")
-    # Through points, because a linear transform has many classes and only some of them show a matrix.
-    corners = [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-    images = np.array([transform.TransformPoint(corner) for corner in corners])
-    lps = np.eye(4)
-    lps[:3, :3], lps[:3, 3] = (images[1:] - images[0]).T, images[0]
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-9:
-        raise GeometryError(f"{path} holds a transform that is singular or not finite")
-    return np.asarray(LPS_FROM_RAS @ lps @ LPS_FROM_RAS)
-
-
-def _to_sitk(volume: Volume) -> sitk.Image:
-    import SimpleITK as sitk
-
-    low, high = np.percentile(volume.data, (0.5, 99.5))
-    image = sitk.GetImageFromArray(np.clip(volume.data, low, max(high, low + 1e-6)).transpose(2, 1, 0))
-    lps_from_vox = LPS_FROM_RAS @ volume.grid.world_from_vox
-    image.SetSpacing(volume.grid.spacing_mm)
-    image.SetDirection((lps_from_vox[:3, :3] / np.array(volume.grid.spacing_mm)).ravel().tolist())
+def _placed(image: sitk.Image, grid: Grid) -> sitk.Image:
+    lps_from_vox = LPS_FROM_RAS @ grid.world_from_vox
+    image.SetSpacing(grid.spacing_mm)
+    image.SetDirection((lps_from_vox[:3, :3] / np.array(grid.spacing_mm)).ravel().tolist())
     image.SetOrigin(lps_from_vox[:3, 3].tolist())
+    return image
+
+
+def _to_sitk(volume: Volume, mask: Volume | None = None) -> sitk.Image:
+    import SimpleITK as sitk
+
+    low, high = np.percentile(volume.data if mask is None else volume.data[mask.data != 0], (0.5, 99.5))
+    clipped = np.clip(volume.data, low, max(high, low + 1e-6)).transpose(2, 1, 0)
+    image = _placed(sitk.GetImageFromArray(clipped), volume.grid)
     # A deformable step follows: some two million voxels say enough, and eight times as many take ten times as long.
     factor = math.ceil((volume.data.size / 2e6) ** (1 / 3))
     return (
@@ -117,30 +113,42 @@ def _to_sitk(volume: Volume) -> sitk.Image:
     )
 
 
-def _best_start(fixed: sitk.Image, moving: sitk.Image) -> Any:
+def _best_start(pair: _Pair, with_header: bool) -> Any:
     import SimpleITK as sitk
 
     def centred(mode: Any) -> Any:
-        return sitk.Euler3DTransform(sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), mode))
+        images = (_masked(pair.fixed, pair.fixed_mask), _masked(pair.moving, pair.moving_mask))
+        return sitk.Euler3DTransform(sitk.CenteredTransformInitializer(*images, sitk.Euler3DTransform(), mode))
 
     geometry = centred(sitk.CenteredTransformInitializerFilter.GEOMETRY)
     header = sitk.Euler3DTransform()
     header.SetCenter(geometry.GetCenter())
-    starts = [header, geometry, centred(sitk.CenteredTransformInitializerFilter.MOMENTS)]
+    starts = [geometry, centred(sitk.CenteredTransformInitializerFilter.MOMENTS)]
+    if with_header:
+        starts.insert(0, header)
     values = []
     for start in starts:
-        method = _method(fixed)
+        method = _method(pair)
         method.SetInitialTransform(start)
         try:
-            values.append(method.MetricEvaluate(fixed, moving))
+            values.append(method.MetricEvaluate(pair.fixed, pair.moving))
         except RuntimeError:  # this start leaves no overlap; another may
             values.append(np.inf)
     return starts[int(np.argmin(values))]
 
 
-def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: Any) -> None:
-    method = _method(fixed)
-    levels = [s for s in (4, 2, 1) if min(fixed.GetSize()) // s >= 16] or [1]
+def _masked(image: sitk.Image, mask: sitk.Image | None) -> sitk.Image:
+    import SimpleITK as sitk
+
+    if mask is None:
+        return image
+    here = sitk.Resample(mask, image, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
+    return sitk.Mask(image, here)
+
+
+def _optimise(pair: _Pair, transform: Any) -> None:
+    method = _method(pair)
+    levels = [s for s in (4, 2, 1) if min(pair.fixed.GetSize()) // s >= 16] or [1]
     method.SetShrinkFactorsPerLevel(levels)
     method.SetSmoothingSigmasPerLevel([0.5 * s for s in levels])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
@@ -149,16 +157,22 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: Any) -> None:
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
+    method.Execute(pair.fixed, pair.moving)
 
 
-def _method(fixed: sitk.Image) -> Any:
+def _method(pair: _Pair) -> Any:
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetInterpolator(sitk.sitkLinear)
-    voxels = float(np.prod(fixed.GetSize()))
+    counted = 1.0
+    if pair.fixed_mask is not None:
+        method.SetMetricFixedMask(pair.fixed_mask)
+        counted = float(sitk.GetArrayViewFromImage(pair.fixed_mask).mean())
+    if pair.moving_mask is not None:
+        method.SetMetricMovingMask(pair.moving_mask)
+    voxels = float(np.prod(pair.fixed.GetSize())) * counted
     if voxels > 2e5:
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(1e5 / voxels, 20240101)

@@ -22,7 +22,8 @@ from ofg_deploy.geometry import (
 )
 from ofg_deploy.nifti import Volume
 
-Init = Literal["none", "affine"]
+Init = Literal["none", "header", "centre", "rigid", "affine"]
+IMAGE_BASED: tuple[Init, ...] = ("centre", "rigid", "affine")  # those in which masks count
 Kind = Literal["percentile", "minmax", "window", "linear"]
 
 CONTENT_OUTSIDE = 0.02  # above this share of the fixed image's content beyond the grid a warning is due
@@ -147,32 +148,57 @@ class PreparedPair:
         return found
 
 
-def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, init: Init | None = None) -> PreparedPair:
+@dataclass(frozen=True, eq=False)
+class Start:
+    """How the moving image is first brought to the fixed one.
+
+    Attributes:
+        init: what is done: ``none`` and ``header`` trust the world coordinates of both headers, see the conventions;
+            the others as ``affine.align``. Not looked at where ``matrix`` is given.
+        fixed_mask, moving_mask: label maps on their images' grids; what is 0 there does not count for the alignment.
+        matrix: (4, 4) moving_from_fixed that is known already.
+    """
+
+    init: Init
+    fixed_mask: Volume | None = None
+    moving_mask: Volume | None = None
+    matrix: Matrix | None = None
+
+    def moving_from_fixed(self, fixed: Volume, moving: Volume) -> Matrix:
+        """(4, 4), fixed RAS mm -> moving RAS mm.
+
+        Raises:
+            GeometryError: images that share no space, unless that is what the start is to mend; or no alignment.
+        """
+        if self.matrix is not None:
+            return self.matrix
+        if self.init != "centre" and overlap_fraction(fixed.grid, moving.grid, np.eye(4)) == 0.0:
+            raise GeometryError(_no_overlap(fixed, moving, "in world coordinates"))
+        if self.init not in IMAGE_BASED:
+            return np.eye(4)
+        from ofg_deploy.affine import align
+
+        return align(fixed, moving, self.init, self.fixed_mask, self.moving_mask)  # type: ignore[arg-type]
+
+
+def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Start | None = None) -> PreparedPair:
     """Bring two images onto the network's grid, each with a single interpolation.
 
     Args:
-        init: the alignment to start from; None means the one the network was trained with.
+        start: the alignment to start from; None means the one the network was trained with.
 
     Raises:
         GeometryError: the images do not overlap in the world, or not any more after the affine start.
         InputError: the intensity recipe leaves a constant image.
     """
-    header = np.eye(4)
-    if overlap_fraction(fixed.grid, moving.grid, header) == 0.0:
-        raise GeometryError(_no_overlap(fixed, moving, "in world coordinates"))
-    if (init or wanted.init) == "affine":
-        from ofg_deploy.affine import align
-
-        moving_from_fixed = align(fixed, moving)
-    else:
-        moving_from_fixed = header
+    moving_from_fixed = (start or Start(wanted.init)).moving_from_fixed(fixed, moving)
     overlap = overlap_fraction(fixed.grid, moving.grid, moving_from_fixed)
     if overlap == 0.0:
-        raise GeometryError(_no_overlap(fixed, moving, "after the affine start"))
+        raise GeometryError(_no_overlap(fixed, moving, "after the start"))
     grid = network_grid(fixed.grid, wanted.shape, wanted.spacing_mm, wanted.axes)
     fixed_unit, moving_unit = wanted.intensity.apply(fixed), wanted.intensity.apply(moving)
     return PreparedPair(
-        fixed=resample(fixed_unit, fixed.grid, grid, header),
+        fixed=resample(fixed_unit, fixed.grid, grid, np.eye(4)),
         moving=resample(moving_unit, moving.grid, grid, moving_from_fixed),
         grid=grid,
         moving_from_fixed=moving_from_fixed,
@@ -194,5 +220,5 @@ def _content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> flo
 def _no_overlap(fixed: Volume, moving: Volume, where: str) -> str:
     return (
         f"{fixed.path} ({describe_extent(fixed.grid)}) and {moving.path} ({describe_extent(moving.grid)}) "
-        f"do not overlap {where}: check the headers, or align the centres first"
+        f"do not overlap {where}: check the headers, or start with --init centre"
     )

@@ -9,9 +9,10 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from ofg_deploy.affine import _to_sitk, align, save_itk_affine
+from ofg_deploy.affine import _to_sitk, align
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.nifti import Volume
+from ofg_deploy.transform.itk import save_affine
 
 
 def affine(degrees, scales, translation) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_an_optimiser_that_fails_is_one_clean_error(make_pair, monkeypatch):
 
 def test_the_affine_file_maps_points_in_simpleitk(tmp_path, some_affine):
     path = tmp_path / "pair_0GenericAffine.mat"
-    save_itk_affine(path, some_affine)
+    save_affine(path, some_affine)
     transform = sitk.ReadTransform(str(path))
     lps = np.array([-1, -1, 1])
     for point in np.random.default_rng(1).uniform(-90, 90, (20, 3)):
@@ -108,7 +109,7 @@ def test_the_affine_file_maps_points_in_simpleitk(tmp_path, some_affine):
 def test_the_affine_file_is_an_affine_to_ants(tmp_path, some_affine, foreign):
     ants = foreign("ants")
     path = tmp_path / "pair_0GenericAffine.mat"
-    save_itk_affine(path, some_affine)
+    save_affine(path, some_affine)
     transform = ants.read_transform(str(path))
     point = np.array([12.0, -34.0, 21.0])
     expected = (some_affine @ [*point, 1])[:3] * [-1, -1, 1]

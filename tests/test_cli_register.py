@@ -286,7 +286,7 @@ def test_labels_on_another_grid_and_labels_that_are_none(given, run_cli):
     [
         (["--nope"], "--nope"),
         (["--device", "tpu"], "--device"),
-        (["--init", "rigid"], "--init"),
+        (["--init", "elastic"], "--init elastic"),
         (["--fill", "nan"], "--fill nan"),
         (["--fill", "black"], "--fill"),
         (["--threads", "-1"], "--threads -1"),
@@ -353,7 +353,7 @@ def test_an_interrupted_run_is_code_130_and_leaves_nothing(given, run_cli, monke
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ofg_deploy.serve.register.save_transform", interrupt)
+    monkeypatch.setattr("ofg_deploy.transform.dialects.save_transform", interrupt)
     before = snapshot(given.folder)
     check_refused(run_cli(given.arguments()), 130, "interrupted")
     assert snapshot(given.folder) == before

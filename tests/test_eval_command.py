@@ -96,7 +96,7 @@ def test_bad_pairs_are_listed_and_the_others_evaluated(listed, run_cli, write_ni
         "holds none of the labels": {**GOOD, "transform": "far_Warp.nii.gz"},
         "damaged": {**GOOD, "transform": "broken_Warp.nii.gz"},
         "not a displacement field": {**GOOD, "transform": image.name},
-        "is no transform this reads": {**GOOD, "transform": "f.csv"},
+        "is no transform in the form of itk": {**GOOD, "transform": "f.csv"},
         "come in twos": {"fixed_labels": "fix_seg.nii.gz", "transform": "t_Warp.nii.gz"},
         "nothing to evaluate": {"transform": "identity", "fixed": "image.nii.gz"},
         "one for one": {**points, "moving_points": "one.csv"},

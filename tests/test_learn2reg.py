@@ -49,7 +49,7 @@ def test_its_evaluation_reproduces_our_warped_image_and_labels(challenge, tiny_m
         assert np.unique(expected).size > 3
     assert np.abs(field).max(axis=(0, 1, 2)).min() > 0.5  # along every axis
     outputs = json.loads((out / f"{name}.json").read_text())["outputs"]
-    assert outputs["learn2reg"] == "disp_0012_0345.nii.gz"
+    assert outputs["l2r"] == "disp_0012_0345.nii.gz"
     assert outputs["transform"] == f"{name}_Warp.nii.gz"  # the ITK form is there as always
 
 
@@ -59,7 +59,7 @@ def test_without_it_there_is_none_and_an_older_one_goes(challenge, tiny_model, r
     assert run_cli([*line, "--format", "l2r"])[0] == 0
     assert run_cli([*line, "--overwrite"])[0] == 0
     assert not list(out.glob("disp_*"))
-    assert run_cli([*line, "--format", "fsl"])[0] == 2
+    assert run_cli([*line, "--format", "fnirt"])[0] == 2
 
 
 def test_grids_that_differ_are_refused(challenge, tiny_model, run_cli, make_grid, world_image, write_nifti):

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.geometry import network_grid
 from ofg_deploy.nifti import Volume
-from ofg_deploy.preprocess import Intensity, NetworkInput, prepare_pair
+from ofg_deploy.preprocess import Intensity, NetworkInput, Start, prepare_pair
 
 
 def volume(data: np.ndarray, grid, name: str = "image.nii.gz") -> Volume:
@@ -85,7 +85,7 @@ def test_a_recipe_that_leaves_nothing_names_the_file(fixed):
 @pytest.mark.parametrize(
     "changed",
     [
-        *({"shape": (16, 1, 14)}, {"spacing_mm": (1, 0, 1)}, {"spacing_mm": (1, np.nan, 1)}, {"init": "rigid"}),
+        *({"shape": (16, 1, 14)}, {"spacing_mm": (1, 0, 1)}, {"spacing_mm": (1, np.nan, 1)}, {"init": "elastic"}),
         *({"axes": axes} for axes in ("RLS", "ras", "RA")),
     ],
 )
@@ -116,7 +116,7 @@ def test_an_affine_start_is_applied_to_the_moving_image_alone(
     # what lies at some_affine(x) in the moving world is the anatomy of x: the start has to find about this affine
     grid = make_grid("LAS", (30, 32, 28), (2.6, 2.8, 2.5), (1.0, -2.0, 3.0))
     moving = volume(world_image(grid, np.linalg.inv(some_affine)), grid, "moving.nii.gz")
-    pair = prepare_pair(fixed, moving, WANTED, init="affine")
+    pair = prepare_pair(fixed, moving, WANTED, Start("affine"))
     points = np.array([[-20, 15, 10, 1], [25, -18, 12, 1], [0, 20, -18, 1]], dtype=float).T
     assert np.abs(pair.moving_from_fixed @ points - some_affine @ points).max() < 2.0
     unit = (moving.data - moving.data.min()) / np.ptp(moving.data)
@@ -142,9 +142,9 @@ def test_a_grid_at_the_images_spacing_crops_without_blur(make_grid, world_image)
 def test_images_apart_are_refused_with_both_places(fixed, make_grid, world_image):
     grid = make_grid("RAS", (10, 11, 12), (2, 2, 2), (500.0, 0.0, 0.0))
     far = volume(np.random.default_rng(0).random(grid.shape), grid, "far.nii.gz")
-    for init in ("none", "affine"):
+    for init in ("none", "header", "rigid", "affine"):
         with pytest.raises(GeometryError, match=r"fixed.nii.gz .* far.nii.gz \(x 490..510 .*do not overlap"):
-            prepare_pair(fixed, far, WANTED, init)
+            prepare_pair(fixed, far, WANTED, Start(init))
 
 
 def test_little_overlap_and_content_outside_are_measured_and_reported(make_grid):

@@ -21,8 +21,9 @@ from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.kernels.regularity import diffusion, folding_percent
 from ofg_deploy.preprocess import Intensity
 from ofg_deploy.serve.engine import Engine, open_engine
+from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.refinement import Refinement, refine
-from ofg_deploy.serve.register import Job, Result, register
+from ofg_deploy.serve.register import Result, register
 
 SHAPE, SPACING_MM = (30, 26, 35), (2.0, 1.7, 2.3)  # three slabs along no axis alike
 

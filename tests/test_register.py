@@ -18,7 +18,8 @@ from scipy.interpolate import RegularGridInterpolator
 
 from ofg_deploy.geometry import Grid
 from ofg_deploy.serve.engine import open_engine
-from ofg_deploy.serve.register import Job, Result, register
+from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.register import Result, register
 
 IMAGE_TOLERANCE = 1e-3  # of the intensity range
 CASES = [
@@ -81,7 +82,9 @@ def case(request, tmp_path_factory, make_grid, world_image, world_labels, write_
     write_nifti(paths["fix_seg"], world_labels(fixed), fixed.world_from_vox)
     write_nifti(paths["mov_seg"], world_labels(moving), moving.world_from_vox)
     model = tiny_model(init=init)
-    job = Job(paths["fix"], paths["mov"], folder / "out", moving_labels=paths["mov_seg"], fixed_labels=paths["fix_seg"])
+    job = Job(
+        paths["fix"], paths["mov"], folder / "out", moving_labels=(paths["mov_seg"],), fixed_labels=paths["fix_seg"]
+    )
     result = register(job, open_engine(model.path, "cpu"))
     return Case(
         paths["fix"],
@@ -352,7 +355,7 @@ def test_label_types_of_other_tools(tmp_path, files, engine, world_labels, sitk_
     fixed, moving, _, grid = files
     labels = tmp_path / "labels.nii.gz"
     nib.save(nib.Nifti1Image(world_labels(grid).astype(kind), nib.load(moving).affine, dtype=kind), labels)
-    result = register(Job(fixed, moving, tmp_path / "out", moving_labels=labels), engine)
+    result = register(Job(fixed, moving, tmp_path / "out", moving_labels=(labels,)), engine)
     transform = sitk.DisplacementFieldTransform(
         sitk.ReadImage(str(result.outputs["transform"]), sitk.sitkVectorFloat64)
     )

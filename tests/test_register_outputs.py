@@ -15,7 +15,8 @@ import pytest
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.serve.engine import open_engine
-from ofg_deploy.serve.register import Job, register
+from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.register import register
 
 
 @pytest.mark.parametrize("init", ["none", "affine"])
@@ -25,13 +26,13 @@ def test_the_sidecar_says_what_was_read_run_and_written(tmp_path, files, tiny_mo
         write_nifti(tmp_path / f"{name}_seg.nii.gz", world_labels(grid), grid.world_from_vox)
         for name, grid in zip(("fix", "mov"), grids, strict=True)
     )
-    job = Job(fixed, moving, tmp_path / "out", moving_labels=moving_labels, fixed_labels=fixed_labels)
+    job = Job(fixed, moving, tmp_path / "out", moving_labels=(moving_labels,), fixed_labels=fixed_labels)
     result = register(job, open_engine(tiny_model(init=init).path, "cpu"))
     record = json.loads(result.outputs["sidecar"].read_text())
     assert record == json.loads(json.dumps(result.sidecar))
     assert set(record) == {
-        "schema", "tool", "version", "created", "command", "inputs", "outputs", "transform", "model", "init", "runtime",
-        "metrics", "seconds", "warnings",
+        "schema", "tool", "version", "created", "command", "inputs", "outputs", "transform", "model", "network_grid",
+        "init", "runtime", "metrics", "seconds", "warnings", "start",
     }  # fmt: skip
     assert (record["schema"], record["tool"], record["version"]) == (1, "ofg_deploy", __version__)
     given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
@@ -83,7 +84,9 @@ def test_the_sidecar_is_the_last_file_to_appear(tmp_path, files, engine, monkeyp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("stage", ["save_volume", "save_transform", "to_json"])
+@pytest.mark.parametrize(
+    "stage", ["serve.register.save_volume", "transform.dialects.save_transform", "serve.register.to_json"]
+)
 def test_a_run_stopped_while_writing_leaves_nothing(tmp_path, files, engine, monkeypatch, stage, error):
     def stop(*arguments: object) -> None:
         if isinstance(arguments[0], Path):
@@ -91,7 +94,7 @@ def test_a_run_stopped_while_writing_leaves_nothing(tmp_path, files, engine, mon
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"ofg_deploy.serve.register.{stage}", stop)
+        patched.setattr(f"ofg_deploy.{stage}", stop)
         with pytest.raises((KeyboardInterrupt, InputError)):
             register(Job(*files[:2], tmp_path / "new" / "out"), engine)
         assert not (tmp_path / "new").exists()
@@ -99,7 +102,7 @@ def test_a_run_stopped_while_writing_leaves_nothing(tmp_path, files, engine, mon
     first = register(Job(*files[:2], tmp_path / "out"), engine)
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert set(before) == set(first.outputs.values())
-    monkeypatch.setattr(f"ofg_deploy.serve.register.{stage}", stop)
+    monkeypatch.setattr(f"ofg_deploy.{stage}", stop)
     with pytest.raises((KeyboardInterrupt, InputError)):
         register(Job(*files[:2], tmp_path / "out", overwrite=True), engine)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -132,10 +135,12 @@ def test_labels_must_lie_on_their_images_grid(tmp_path, files, engine, world_lab
     for name, data, affine in (("shifted", world_labels(grid), shifted), ("shorter", shorter, grid.world_from_vox)):
         labels = write_nifti(tmp_path / f"{name}.nii.gz", data, affine)
         with pytest.raises(GeometryError, match=f"{name}.nii.gz .* lies on another grid than its image .*mov.nii.gz"):
-            register(Job(fixed, moving, tmp_path / "out", moving_labels=labels), engine)
+            register(Job(fixed, moving, tmp_path / "out", moving_labels=(labels,)), engine)
     rounded = write_nifti(tmp_path / "rounded.nii.gz", world_labels(grid), np.round(grid.world_from_vox, 3))
     assert (
-        register(Job(fixed, moving, tmp_path / "out", moving_labels=rounded), engine).outputs["warped_labels"].exists()
+        register(Job(fixed, moving, tmp_path / "out", moving_labels=(rounded,)), engine)
+        .outputs["warped_labels"]
+        .exists()
     )
 
 

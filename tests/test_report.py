@@ -18,7 +18,8 @@ from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume
 from ofg_deploy.serve.engine import open_engine
-from ofg_deploy.serve.register import Job, register
+from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.register import register
 from ofg_deploy.serve.report import Registration, _View, mean_cells, pair_figure, write_report
 
 VOID = {"meta", "img", "br", "hr"}
@@ -67,7 +68,7 @@ def sidecars(
         files[f"{name} labels"] = write_nifti(folder / f"{name}_seg.nii.gz", world_labels(grid), grid.world_from_vox)
     rough = np.random.default_rng(0).normal(0, 2, (3, 14, 18, 16))
     gentle = np.stack([np.indices(rough.shape[1:])[axis] * 0.04 * (axis - 1) for axis in range(3)])
-    labels = {"moving_labels": files[f"{NASTY} labels"], "fixed_labels": files["a labels"]}
+    labels = {"moving_labels": (files[f"{NASTY} labels"],), "fixed_labels": files["a labels"]}
     found = {}
     for name, field, extra in (("plain", gentle, {}), ("labelled", gentle, labels), ("folding", rough, labels)):
         engine = open_engine(tiny_model(field=field).path, "cpu")  # type: ignore[attr-defined]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from ofg_deploy.cli.app import Overwrite, app
-
-PointsSpaceOption = Literal["ras", "lps"]
+from ofg_deploy.cli.app import Overwrite, PointsFrameOption, app
 
 
 @app.command(name="eval")
@@ -29,10 +27,10 @@ def evaluate(
     label_names: Annotated[
         Optional[Path], typer.Option(help="CSV (label, name) or JSON: evaluate these labels only, by these names.")
     ] = None,
-    points_space: Annotated[PointsSpaceOption, typer.Option(help="World of the landmark tables.")] = "ras",
+    points_frame: PointsFrameOption = "ras",
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate registrations: Dice, HD95, folding and landmark distances; CSV, JSON and a box plot."""
     from ofg_deploy.evaluate import command
 
-    command.run(source, out, labels, label_names, points_space, overwrite, sys.argv)
+    command.run(source, out, labels, label_names, points_frame, overwrite, sys.argv)

@@ -12,11 +12,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ofg_deploy.errors import BatchError, InputError, OfgError, UsageError
-from ofg_deploy.evaluate.landmarks import PointsSpace
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
-from ofg_deploy.evaluate.pairs import find_pairs, read_text
+from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
-from ofg_deploy.outputs import check_writable
+from ofg_deploy.outputs import check_writable, read_text
+from ofg_deploy.transform.points import PointsFrame
 
 
 def run(
@@ -24,7 +24,7 @@ def run(
     out: Path,
     labels: Path | None,
     label_names: Path | None,
-    space: PointsSpace,
+    space: PointsFrame,
     overwrite: bool,
     command: list[str],
 ) -> None:
@@ -84,7 +84,7 @@ def load_names(path: Path) -> Names:
     return names
 
 
-def _show(console: Console, done: list[Evaluation], space: PointsSpace) -> None:
+def _show(console: Console, done: list[Evaluation], space: PointsFrame) -> None:
     table = Table("measure", "mean", "sd", "pairs")
     for measure, figures in summary(done).items():
         table.add_row(measure, f"{figures['mean']:.4g}", f"{figures['sd']:.2g}", str(figures["pairs"]))

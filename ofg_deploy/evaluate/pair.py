@@ -11,13 +11,15 @@ import numpy as np
 
 from ofg_deploy import metrics
 from ofg_deploy.errors import GeometryError, InputError
-from ofg_deploy.evaluate.landmarks import PointsSpace, load_points, target_registration_error
+from ofg_deploy.evaluate.landmarks import target_registration_error
 from ofg_deploy.evaluate.pairs import Pair
-from ofg_deploy.evaluate.transform import TotalMap, load_map
 from ofg_deploy.field import jacobian_determinant, resample, warp
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_grid, load_labels
 from ofg_deploy.outputs import sha256_file
+from ofg_deploy.transform.dialects import load_map
+from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
+from ofg_deploy.transform.points import PointsFrame, load_points
 
 Names = dict[int, str]
 Numbers = dict[str, float | int | None]
@@ -44,7 +46,7 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def evaluate(pair: Pair, names: Names | None, space: PointsSpace) -> Evaluation:
+def evaluate(pair: Pair, names: Names | None, space: PointsFrame) -> Evaluation:
     """Dice, HD95, folding and landmark distances of one pair, as far as its files allow.
 
     Moving labels are fetched once, by nearest neighbour through the total map, on the fixed labels' own grid. Jacobian
@@ -63,7 +65,7 @@ def evaluate(pair: Pair, names: Names | None, space: PointsSpace) -> Evaluation:
     if pair.defect:
         raise InputError(pair.defect)
     inputs = {role: _describe(path) for role, path in pair.files().items()}
-    total = load_map(pair.transform)
+    total = load_map(pair.transform) if pair.transform else LinearMap(np.eye(4))
     fixed = load_labels(pair.fixed_labels) if pair.fixed_labels else None
     moving = load_labels(pair.moving_labels) if pair.moving_labels else None
     view = _view(pair, total, fixed)
@@ -81,8 +83,8 @@ def evaluate(pair: Pair, names: Names | None, space: PointsSpace) -> Evaluation:
                 "voxels, outside its grid: no moving label was fetched there"
             )
     if pair.fixed_points and pair.moving_points:
-        points = load_points(pair.fixed_points, space), load_points(pair.moving_points, space)
-        numbers |= target_registration_error(*points, total, view)
+        ends = load_points(pair.fixed_points, space).world, load_points(pair.moving_points, space).world
+        numbers |= target_registration_error(*ends, total, view)
     numbers["seconds"] = round(time.perf_counter() - start, 3)
     return Evaluation(pair, numbers, labels, inputs, tuple(warnings))
 
@@ -93,7 +95,7 @@ def _describe(path: Path) -> dict[str, str]:
     return {"path": str(path.absolute()), "sha256": sha256_file(path)}
 
 
-def _view(pair: Pair, total: TotalMap, fixed: Volume | None) -> Grid | None:
+def _view(pair: Pair, total: WorldMap, fixed: Volume | None) -> Grid | None:
     """The fixed field of view: the transform's own, else that of the fixed image, else that of the fixed labels."""
     if total.domain is not None:
         return total.domain
@@ -102,8 +104,8 @@ def _view(pair: Pair, total: TotalMap, fixed: Volume | None) -> Grid | None:
     return fixed.grid if fixed else None
 
 
-def _regularity(total: TotalMap, view: Grid) -> Numbers:
-    displacement, _ = total.on(view)
+def _regularity(total: WorldMap, view: Grid) -> Numbers:
+    displacement, _ = on_grid(total, view)
     determinant = jacobian_determinant(displacement, view.world_from_vox)
     return {
         "folding_percent": metrics.folding_percent(determinant),
@@ -115,9 +117,9 @@ def _regularity(total: TotalMap, view: Grid) -> Numbers:
 
 
 def _labels(
-    total: TotalMap, fixed: Volume, moving: Volume, names: Names | None
+    total: WorldMap, fixed: Volume, moving: Volume, names: Names | None
 ) -> tuple[dict[str, Any], tuple[LabelScore, ...]]:
-    displacement, inside = total.on(fixed.grid)
+    displacement, inside = on_grid(total, fixed.grid)
     foreground = fixed.data > 0
     if not foreground.any():
         raise InputError(f"{fixed.path} holds no label above 0")

@@ -11,10 +11,10 @@ from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.nifti import stem
+from ofg_deploy.outputs import read_text
 
 COLUMNS = ("fixed_labels", "moving_labels", "transform", "fixed", "moving", "fixed_points", "moving_points")
 TOGETHER = (("fixed_labels", "moving_labels"), ("fixed_points", "moving_points"))
-MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,6 @@ def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
     if labels is not None:
         raise UsageError("--labels goes with a folder; a list names its label maps in its own columns")
     return _numbered([_of_row(row, source.parent) for row in _rows(source)])
-
-
-def read_text(path: Path) -> str:
-    """A small text file. Raises InputError if it is missing, too large or not text."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes: is it the right file?")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file") from error
 
 
 def _rows(source: Path) -> list[dict[str, str]]:

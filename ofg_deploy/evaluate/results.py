@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ofg_deploy import __version__
-from ofg_deploy.evaluate.landmarks import PointsSpace
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.outputs import staged, to_json
+from ofg_deploy.transform.points import PointsFrame
 
 SCHEMA = 1
 FILES = ("results.csv", "labels.csv", "failures.csv", "boxplot.png", "results.json")
@@ -63,7 +63,7 @@ def write(
     source: Path,
     evaluations: Sequence[Evaluation],
     failures: Sequence[Failure],
-    space: PointsSpace,
+    space: PointsFrame,
     overwrite: bool,
     command: list[str],
 ) -> list[Path]:
@@ -105,7 +105,7 @@ def _record(
     source: Path,
     evaluations: Sequence[Evaluation],
     failures: Sequence[Failure],
-    space: PointsSpace,
+    space: PointsFrame,
     command: list[str],
 ) -> dict[str, Any]:
     return {

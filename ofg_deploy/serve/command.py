@@ -9,9 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ofg_deploy.outputs import check_writable
-from ofg_deploy.serve.engine import Device, open_engine
-from ofg_deploy.serve.register import Job, Result
+from ofg_deploy.serve.apply import Application
+from ofg_deploy.serve.apply import apply as apply_transforms
+from ofg_deploy.serve.engine import Device, Runtime, open_engine
+from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.register import Result
 from ofg_deploy.serve.register import register as register_pair
+from ofg_deploy.serve.runtimes import choose
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
@@ -29,15 +33,25 @@ ROWS = {
 }
 
 
-def register(job: Job, model: Path, device: Device, threads: int, rebuild: Rebuild | None = None) -> Result:
+def register(
+    job: Job,
+    model: Path,
+    device: Device,
+    threads: int,
+    rebuild: Rebuild | None = None,
+    runtime: Runtime = "auto",
+) -> Result:
     """Load the model, register, print. Raises as ``serve.register.register``."""
     # Paths may hold what rich takes for markup or emoji.
     console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
     if job.init is not None:  # otherwise the outputs depend on the model, which is read first
         check_writable(list(job.outputs(job.init).values()), job.overwrite)
-    engine = open_engine(model, device, threads, rebuild)
+    choice = choose(model, device) if runtime == "auto" else None
+    engine = open_engine(model, device, threads, rebuild, choice.runtime if choice else runtime)
     console.print(f"fixed={job.fixed} moving={job.moving}", soft_wrap=True)
     console.print(f"network {engine.contract.network} on {engine.provider} ({engine.runtime})", soft_wrap=True)
+    if choice and choice.reason:
+        console.print(f"runtime {choice.runtime}: {choice.reason}", soft_wrap=True)
     with console.status("registering"):
         result = register_pair(job, engine)
     for warning in result.sidecar["warnings"]:
@@ -46,12 +60,37 @@ def register(job: Job, model: Path, device: Device, threads: int, rebuild: Rebui
     for key, name in ROWS.items():
         if (value := result.sidecar["metrics"].get(key)) is not None:
             table.add_row(name, f"{value:.4g}")
+    if record := result.sidecar.get("inverse"):
+        gap = record["consistency_mm"]
+        told = (
+            f"mean {gap['mean']:.3g}, 99 % {gap['p99']:.3g}, largest {gap['max']:.3g}" if "mean" in gap else "unknown"
+        )
+        table.add_row("there and back (mm)", told)
     if record := result.sidecar.get("refinement"):
         energies = f"energy {record['energy_before']:.4g} -> {record['energy_after']:.4g}"
         steps = f"{record['steps_kept']} of {record['steps_taken']} steps"
         table.add_row("refinement", f"{steps} kept, {energies} ({record['stopped']})")
     table.add_row("seconds", " + ".join(f"{s:.2f} {stage}" for stage, s in result.sidecar["seconds"].items()))
     console.print(table)
+    for points in result.sidecar.get("points", {}).values():
+        said = f"{points['path']}: {points['points']} points ({points['frame'].upper()} mm), {points['direction']}"
+        console.print(said, soft_wrap=True)
     for role, path in result.outputs.items():
         console.print(f"{role}: {path}", soft_wrap=True)
     return result
+
+
+def apply(job: Application) -> None:
+    """Apply, print. Raises as ``serve.apply.apply``."""
+    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    record = apply_transforms(job)
+    for warning in record["warnings"]:
+        stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
+    order = " then ".join(f"{'inverse of ' if step.inverted else ''}{step.path}" for step in job.steps)
+    console.print(f"a point of the reference meets {order}", soft_wrap=True)
+    if "direction" in record:
+        console.print(
+            f"{record['points']} points, {record['direction']} ({record['frame'].upper()} mm)", soft_wrap=True
+        )
+    for path in (job.out, job.sidecar):
+        console.print(str(path), soft_wrap=True)

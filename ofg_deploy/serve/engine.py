@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
 
 Device = Literal["auto", "cpu", "cuda"]
+Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Engine(Protocol):
@@ -38,26 +39,46 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: Path, device: Device = "auto", threads: int = 0, rebuild: Rebuild | None = None) -> Engine:
-    """Load a model file with the runtime its suffix names.
+def open_engine(
+    path: Path,
+    device: Device = "auto",
+    threads: int = 0,
+    rebuild: Rebuild | None = None,
+    runtime: Runtime | None = None,
+) -> Engine:
+    """Load a model file.
 
     Args:
         device: ``auto`` takes CUDA where the runtime offers it, otherwise the CPU; the engine says what it took.
         threads: CPU threads of the network; 0 leaves it to the runtime.
         rebuild: what to do with a TensorRT engine that does not fit this place; None refuses it.
+        runtime: None takes TensorRT for an ``.engine`` and ONNX Runtime, in which exports are checked, for an
+            ``.onnx``; ``auto`` is ``runtimes.choose``.
 
     Raises:
         InputError: not a model of ours. DeviceError: the device or runtime is not there as asked.
-        UsageError: a negative number of threads, which a runtime would take for its default in silence.
+        UsageError: a runtime that does not read such files, or a negative number of threads, which a runtime would
+            take for its default in silence.
     """
     if threads < 0:
         raise UsageError(f"--threads {threads}: give 1 or more, or 0 for the runtime's choice")
+    if path.suffix not in (".engine", ".onnx"):
+        raise InputError(f"{path} is not an .onnx model or an .engine: make one with ofg export")
+    if runtime == "auto":
+        from ofg_deploy.serve.runtimes import choose
+
+        runtime = choose(path, device).runtime
+    if (path.suffix == ".engine") != (runtime == "tensorrt") and runtime is not None:
+        reads = "an .engine, which ofg export --trt builds" if runtime == "tensorrt" else "an .onnx model"
+        raise UsageError(f"--runtime {runtime} runs {reads}: {path} is not one")
     if path.suffix == ".engine":
         from ofg_deploy.serve.tensorrt import TensorRTEngine
 
         return TensorRTEngine(path, device, rebuild)
-    if path.suffix != ".onnx":
-        raise InputError(f"{path} is not an .onnx model or an .engine: make one with ofg export")
+    if runtime == "openvino":
+        from ofg_deploy.serve.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, device, threads)
     from ofg_deploy.serve.onnx_runtime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(path, device, threads)

@@ -17,17 +17,19 @@ from ofg_deploy.model_file import Contract
 from ofg_deploy.outputs import sha256_file, to_json
 from ofg_deploy.serve.cuda import Gpu
 
-SCHEMA = 1
+SCHEMA = 2  # 2: parity; the precision is the model's
 SUFFIX = ".engine"
 MAX_RECORD_BYTES = 1 << 20
 MAX_PLAN_BYTES = 8 * 1024**3
+
+CHANNELS = {"moving": 1, "fixed": 1, "field": 3, "warped": 1}  # of the inputs and outputs a contract may name
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, best and largest shape
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine; -1 in ``shape`` is the batch."""
+    """An input or output of an engine; -1 in ``shape`` is what the profile says: the batch, and sizes of any grid."""
 
     name: str
     mode: str
@@ -46,11 +48,13 @@ class EngineRecord:
         module, module_version: what built it, and what alone can load it.
         gpu: name of the GPU it was built on; None for a build without one, which runs on any GPU of ``capabilities``.
         capabilities: compute capabilities it runs on, as in ``sm86``.
-        precision: of its arithmetic.
+        precision: of its arithmetic, which is the model's.
         profile: shapes each input may have.
         tensors: inputs and outputs.
         layers: of the network as the parser gave it to the builder.
         build_s: seconds the build took.
+        parity: how its field differed, as in the model's record; None where it was not compared.
+        compared_with: what it was compared with, or why it was not.
         contract: the model's.
         version: of ofg_deploy.
         command: that wrote this record.
@@ -69,6 +73,8 @@ class EngineRecord:
     tensors: tuple[Tensor, ...]
     layers: int
     build_s: float
+    parity: dict[str, float | None] | None
+    compared_with: str
     contract: Contract
     version: str
     command: tuple[str, ...]
@@ -114,6 +120,10 @@ def read_record(engine: Path) -> EngineRecord:
             raise ValueError("other entries")
         if Path(record["onnx"]).name != record["onnx"]:
             raise ValueError("the model is not beside it")
+        if record["precision"] != record["contract"]["precision"]:
+            raise ValueError("its precision is not its model's")
+        if not _is_parity(record["parity"]):
+            raise ValueError("its parity is no table of figures")
         return EngineRecord(
             **{
                 **record,
@@ -180,6 +190,11 @@ def content_mismatches(record: EngineRecord, tensors: tuple[Tensor, ...], profil
     if profile != record.profile:
         found.append(f"it takes shapes {profile} and not {record.profile}")
     return found
+
+
+def _is_parity(table: Any) -> bool:
+    figures = table.items() if isinstance(table, dict) else [] if table is None else [("", "")]
+    return all(isinstance(name, str) and isinstance(value, float | int | None) for name, value in figures)
 
 
 def _shapes(shapes: Any) -> Range:

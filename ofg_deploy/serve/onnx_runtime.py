@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.field import Field
-from ofg_deploy.model_file import CONTRACT_KEY, Contract, read_sealed
+from ofg_deploy.model_file import CONTRACT_KEY, Contract, read_model, read_sealed
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -42,6 +42,11 @@ class OnnxRuntimeEngine:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=[wanted])
         except Exception as error:  # its exception types share no base class
+            if device == "cpu" and read_model(path).contract.precision == "bf16":
+                raise DeviceError(
+                    f"{path} is bf16, which ONNX Runtime does not run on a CPU: give --runtime openvino, "
+                    "build a TensorRT engine from it, or export fp32 or fp16"
+                ) from error
             raise InputError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
         # It falls back to the CPU in silence when CUDA libraries are missing: compare what runs with what was asked.
         used = self._session.get_providers()
@@ -57,9 +62,24 @@ class OnnxRuntimeEngine:
 
     def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """See ``Engine.predict``."""
+        return self.run(moving, fixed)["field"]
+
+    def run(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> dict[str, Field]:
+        """Every output of the contract by name, as (channels, X, Y, Z). UsageError: a grid it does not take."""
+        for image in (moving, fixed):
+            self.contract.on_grid(image.shape)
         inputs = {"moving": moving[None, None], "fixed": fixed[None, None]}
-        field: Field = self._session.run(["field"], inputs)[0][0]
-        return field
+        names = self.contract.outputs
+        return {name: found[0] for name, found in zip(names, self._session.run(names, inputs), strict=True)}
+
+
+def offers_cuda() -> bool:
+    """The ONNX Runtime that is installed was built for CUDA; false without any."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
 def _first_line(error: BaseException) -> str:

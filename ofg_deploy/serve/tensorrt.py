@@ -20,6 +20,7 @@ from ofg_deploy.errors import DeviceError
 from ofg_deploy.field import Field
 from ofg_deploy.serve.cuda import Gpu, Session, present_gpu
 from ofg_deploy.serve.engine_file import (
+    CHANNELS,
     EngineRecord,
     Range,
     Tensor,
@@ -160,13 +161,15 @@ class TensorRTEngine:
         if self._context is None:
             raise DeviceError(f"{trt} has no room to run {path} on the GPU: {'; '.join(trt.log.errors)}")
         grid = record.contract.expects.shape
-        self._shapes = {"moving": (1, 1, *grid), "fixed": (1, 1, *grid), "field": (1, 3, *grid)}
+        names = ("moving", "fixed", *record.contract.outputs)  # warped stays on the GPU: nothing here reads it
+        self._shapes = {name: (1, CHANNELS[name], *grid) for name in names}
         self._session = Session({name: 4 * int(np.prod(shape)) for name, shape in self._shapes.items()})
         self._finalizer = weakref.finalize(self, self._session.close)
         self._finalizer.atexit = False  # the driver may be gone by then, and it frees a dead process's memory
         for name, shape in self._shapes.items():
             placed = self._context.set_tensor_address(name, self._session.address[name])
-            if not placed or (name != "field" and not self._context.set_input_shape(name, shape)):
+            is_input = name in ("moving", "fixed")
+            if not placed or (is_input and not self._context.set_input_shape(name, shape)):
                 raise DeviceError(f"{trt} refuses the tensor {name} {shape} of {path}")
         capturable = getattr(self._context, "is_stream_capturable", lambda stream: True)
         self._captures = not trt.captures_itself and bool(capturable(self._session.stream))
@@ -177,8 +180,7 @@ class TensorRTEngine:
         given = {"moving": moving, "fixed": fixed}
         held = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in given.items()}
         for name, value in held.items():
-            if value.shape != self._shapes[name][2:]:
-                raise ValueError(f"{name} {value.shape} is not on the grid {self._shapes[name][2:]}")
+            self.contract.on_grid(value.shape)
             self._session.upload(name, value)
         self._run()
         field: Field = np.empty(self._shapes["field"], dtype=np.float32)

@@ -1,0 +1,53 @@
+"""``ofg apply``: its options."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from ofg_deploy.cli.app import FormatOption, Overwrite, PointsFrameOption, app
+
+InterpolationOption = Literal["linear", "nearest", "genericlabel", "bspline"]
+
+
+@app.command()
+def apply(
+    transform: Annotated[
+        list[str],
+        typer.Option(
+            "--transform",
+            "-t",
+            help="Transform file, or [FILE,1] for its inverse; several as for antsApplyTransforms: the last one given "
+            "is applied to the image first.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, or .csv for points.")],
+    image: Annotated[Optional[Path], typer.Argument(help="Image or label map to bring to the reference.")] = None,
+    reference: Annotated[Optional[Path], typer.Option("--reference", "-r", help="The result lies on its grid.")] = None,
+    interpolation: Annotated[
+        InterpolationOption, typer.Option(help="nearest and genericlabel are for label maps.")
+    ] = "linear",
+    fixed_points: Annotated[
+        Optional[Path], typer.Option(help="CSV (x, y, z in mm) of the reference's space: carried to the image's.")
+    ] = None,
+    moving_points: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--moving-points", "--points", help="CSV of the image's space: carried to the reference's, by the inverse."
+        ),
+    ] = None,
+    points_frame: PointsFrameOption = "ras",
+    field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
+    fill: Annotated[float, typer.Option(help="Value outside the image, and where the transform is unknown.")] = 0.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Apply saved transforms to IMAGE or to points: chains, inverses, one interpolation."""
+    from ofg_deploy.serve import command
+    from ofg_deploy.serve.apply import Application, Step
+
+    steps = tuple(Step.parse(text) for text in transform)
+    given = (steps, out, image, reference, fixed_points, moving_points, points_frame, interpolation, field_format)
+    command.apply(Application(*given, fill, overwrite, sys.argv))

@@ -1,0 +1,182 @@
+"""Saved transforms on images, label maps and points: ``ofg apply``."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofg_deploy import __version__
+from ofg_deploy.errors import GeometryError, UsageError
+from ofg_deploy.nifti import load_grid, load_image, load_labels, save_volume, stem
+from ofg_deploy.outputs import check_writable, read_text, sha256_file, staged, to_json
+from ofg_deploy.serve.names import ENDINGS
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
+from ofg_deploy.transform.inverse import invert
+from ofg_deploy.transform.maps import Chain
+from ofg_deploy.transform.points import PointsFrame, carry, load_points, save_points
+from ofg_deploy.transform.resample import OF_LABELS, Interpolation, through
+
+SCHEMA = 1
+INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<inverted>[01])\]")  # as antsApplyTransforms has it
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transform of a chain, perhaps backwards."""
+
+    path: Path
+    inverted: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Step:
+        """``FILE``, or ``[FILE,1]`` for its inverse."""
+        found = INVERTED.fullmatch(text.strip())
+        return cls(Path(found["path"].strip()), found["inverted"] == "1") if found else cls(Path(text))
+
+
+@dataclass(frozen=True)
+class Application:
+    """What to carry through which transforms.
+
+    Attributes:
+        steps: in the order of antsApplyTransforms: the last one acts first on the image; a point of the reference
+            meets the first one first.
+        out: the file to write; a JSON of its name goes beside it.
+        image: to be seen on the grid of ``reference``.
+        fixed_points: table in the space of the reference, carried forward. moving_points: in the space of the image,
+            carried backwards by the inverse of the whole chain.
+        points_frame: world of the tables.
+        interpolation: ``nearest`` and ``genericlabel`` take label maps.
+        dialect: form of the transforms.
+        fill: value where the map is unknown or leaves the image.
+        overwrite: replace an existing file.
+        command: recorded in the sidecar.
+
+    Raises:
+        UsageError: options that make no sense together.
+    """
+
+    steps: tuple[Step, ...]
+    out: Path
+    image: Path | None = None
+    reference: Path | None = None
+    fixed_points: Path | None = None
+    moving_points: Path | None = None
+    points_frame: PointsFrame = "ras"
+    interpolation: Interpolation = "linear"
+    dialect: Dialect = "itk"
+    fill: float = 0.0
+    overwrite: bool = False
+    command: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.image, self.fixed_points, self.moving_points)) != 1:
+            raise UsageError("give one thing to transform: IMAGE, --fixed-points or --moving-points")
+        if not self.steps:
+            raise UsageError("no transform: name it by -t")
+        if self.image is not None and self.reference is None:
+            raise UsageError("an image needs --reference, on whose grid it will lie")
+        if self.dialect in OF_BOTH_IMAGES and (len(self.steps) > 1 or self.image is None):
+            raise UsageError(
+                f"--format {self.dialect} speaks of both images' voxels: one transform alone, on an image; for a "
+                "chain or points use the form of ITK, which ofg register always writes"
+            )
+        if not np.isfinite(self.fill) or (self.interpolation in OF_LABELS and self.fill != int(self.fill)):
+            raise UsageError(f"--fill {self.fill}: a finite number is needed, for label maps a whole one")
+        ending = (".nii", ".nii.gz") if self.image is not None else (".csv",)
+        if not self.out.name.lower().endswith(ending):
+            raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(ending)} is needed")
+
+    @property
+    def sidecar(self) -> Path:
+        """Where the record goes."""
+        name = stem(self.out) if self.image is not None else self.out.stem
+        return self.out.with_name(f"{name}.json")
+
+
+def apply(job: Application) -> dict[str, Any]:
+    """Carry it and write it; returns the sidecar's content.
+
+    Raises:
+        InputError, GeometryError: files that cannot be used or do not belong together; nothing is written then.
+        UsageError: a transform whose own sidecar names another form.
+    """
+    check_writable([job.out, job.sidecar], job.overwrite)
+    chain = _load_chain(job)
+    source = job.image or job.fixed_points or job.moving_points
+    assert source is not None
+    if job.image is not None and job.reference is not None:
+        image = load_labels(job.image) if job.interpolation in OF_LABELS else load_image(job.image)
+        reference = load_grid(job.reference)
+        data, inside = through(chain, image, reference, job.interpolation, job.fill)
+        unknown = 100.0 * float((~inside).mean())
+        if unknown == 100:
+            raise GeometryError(f"the transform is known nowhere on {job.reference}: do they belong together?")
+        warnings = list(image.warnings)
+        if unknown:
+            warnings.append(f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there")
+        about: dict[str, Any] = {"interpolation": job.interpolation, "fill": job.fill, "unknown_percent": unknown}
+    else:
+        points = load_points(source, job.points_frame)
+        carried = carry(points, chain if job.fixed_points else invert(chain))
+        direction = "reference to image, forward" if job.fixed_points else "image to reference, by the inverse"
+        warnings = carried.warnings()
+        about = {"points": int(carried.inside.size), "unknown": int((~carried.inside).sum()), "direction": direction}
+        about["frame"] = job.points_frame
+    given = {"source": source, "reference": job.reference}
+    record = {
+        "schema": SCHEMA,
+        "tool": "ofg_deploy apply",
+        "version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": job.command,
+        "inputs": {role: _describe(path) for role, path in given.items() if path},
+        "transforms": [{**_describe(step.path), "inverted": step.inverted} for step in job.steps],
+        "format": job.dialect,
+        "output": job.out.name,
+        **about,
+        "warnings": warnings,
+    }
+    with staged([job.out, job.sidecar], job.overwrite) as [partial, sidecar]:
+        if job.image is not None:
+            save_volume(partial, data, reference, image.space_code)
+        else:
+            save_points(partial, carried)
+        sidecar.write_text(to_json(record))
+    return record
+
+
+def _load_chain(job: Application) -> Chain:
+    maps = []
+    for step in job.steps:
+        _check_sidecar(step.path, job.dialect)
+        ends = (load_grid(job.reference), load_grid(job.image)) if job.reference and job.image else (None, None)
+        loaded = load_map(step.path, job.dialect, *(ends[::-1] if step.inverted else ends))
+        maps.append(invert(loaded) if step.inverted else loaded)
+    return Chain(tuple(maps))
+
+
+def _check_sidecar(path: Path, dialect: Dialect) -> None:
+    """What ``ofg register`` said of a file when it wrote it must not be another form than the one it is read as."""
+    names = {path.name.removesuffix(ending) for ending in ENDINGS.values() if path.name.endswith(ending)}
+    for name in (*names, stem(path)):
+        try:
+            record = json.loads(read_text(path.with_name(f"{name}.json")))
+            role = {file: role for role, file in record["outputs"].items()}[path.name]
+        except (ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
+            continue
+        form, read_as = (name if name in OF_BOTH_IMAGES else "itk" for name in (role, dialect))
+        if role != "affine" and form != read_as:
+            raise UsageError(
+                f"{path} was written in the form of {form}, as its sidecar says: read it by --format {form}"
+            )
+
+
+def _describe(path: Path) -> dict[str, str]:
+    return {"path": str(path.absolute()), "sha256": sha256_file(path)}

@@ -1,0 +1,130 @@
+"""What moves with the images: label maps, more channels, points; and the masks that say what counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ofg_deploy.errors import GeometryError, InputError
+from ofg_deploy.geometry import Matrix, lattice, same_grid, transform_points
+from ofg_deploy.nifti import Volume, load_image, load_labels, save_volume
+from ofg_deploy.serve.job import Job, numbered
+from ofg_deploy.transform.inverse import InverseMap
+from ofg_deploy.transform.maps import FieldMap
+from ofg_deploy.transform.points import CarriedPoints, Points, carry, load_points, save_points
+from ofg_deploy.transform.resample import at
+
+
+@dataclass(frozen=True, eq=False)
+class Companions:
+    """As read; none of them has moved yet."""
+
+    labels: tuple[Volume, ...]
+    channels: tuple[Volume, ...]
+    fixed_labels: Volume | None
+    fixed_mask: Volume | None
+    moving_mask: Volume | None
+    fixed_points: Points | None
+    moving_points: Points | None
+
+    def volumes(self) -> dict[str, Volume]:
+        """Every image among them, by its role in the sidecar."""
+        given = {
+            **{numbered("moving_labels", n): volume for n, volume in enumerate(self.labels, start=1)},
+            **{numbered("also", n): volume for n, volume in enumerate(self.channels, start=1)},
+            "fixed_labels": self.fixed_labels,
+            "fixed_mask": self.fixed_mask,
+            "moving_mask": self.moving_mask,
+        }
+        return {role: volume for role, volume in given.items() if volume is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """The same in the other image's space: volumes by role of their output, points with what to say of them."""
+
+    volumes: dict[str, npt.NDArray[Any]]
+    points: dict[str, CarriedPoints]
+
+    def save(self, paths: dict[str, Path], fixed: Volume) -> None:
+        """Write each to the path of its role. Raises OSError."""
+        for role, data in self.volumes.items():
+            save_volume(paths[role], data, fixed.grid, fixed.space_code)
+        for role, carried in self.points.items():
+            save_points(paths[role], carried)
+
+    def record(self) -> dict[str, Any]:
+        """For the sidecar: which way the points went, in which frame, and how many the transform does not know."""
+        ways = {"fixed_points": "fixed to moving, forward", "moving_points": "moving to fixed, by the inverse"}
+        return {
+            role: {
+                "path": str(carried.source.path.absolute()),
+                "frame": carried.source.frame,
+                "direction": ways[role],
+                "points": int(carried.inside.size),
+                "unknown": int((~carried.inside).sum()),
+            }
+            for role, carried in self.points.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """One line for each table with points that are not known."""
+        return [line for carried in self.points.values() for line in carried.warnings()]
+
+
+def load(job: Job, fixed: Volume, moving: Volume) -> Companions:
+    """Read all that the job names.
+
+    Raises:
+        GeometryError: a label map or mask on another grid than its image. InputError: files that cannot be used.
+    """
+
+    def labels(path: Path | None, image: Volume) -> Volume | None:
+        return _on_grid(load_labels(path, job.max_voxels), image) if path else None
+
+    found = Companions(
+        tuple(_on_grid(load_labels(path, job.max_voxels), moving) for path in job.moving_labels),
+        tuple(load_image(path, job.max_voxels) for path in job.also),
+        labels(job.fixed_labels, fixed),
+        labels(job.fixed_mask, fixed),
+        labels(job.moving_mask, moving),
+        load_points(job.fixed_points, job.points_frame) if job.fixed_points else None,
+        load_points(job.moving_points, job.points_frame) if job.moving_points else None,
+    )
+    for mask in (found.fixed_mask, found.moving_mask):
+        if mask is not None and not mask.data.any():
+            raise InputError(f"{mask.path} is 0 everywhere: a mask is needed that marks what counts")
+    return found
+
+
+def move(companions: Companions, job: Job, fixed: Volume, forward: FieldMap, affine: Matrix) -> Moved:
+    """Images and labels onto the fixed grid, one interpolation each; points to the other side.
+
+    Args:
+        forward: the total map on the fixed grid; affine: (4, 4) the affine part in it.
+    """
+    volumes: dict[str, npt.NDArray[Any]] = {}
+    if companions.labels or companions.channels:
+        points = transform_points(fixed.grid.world_from_vox, lattice(fixed.grid.shape)) + forward.field
+        for number, volume in enumerate(companions.labels, start=1):
+            volumes[numbered("warped_labels", number)] = at(volume, points, job.label_interpolation, 0)
+        for number, volume in enumerate(companions.channels, start=1):
+            volumes[numbered("warped_also", number)] = at(volume, points, "linear", job.fill)
+    carried = {}
+    if companions.fixed_points:
+        carried["fixed_points"] = carry(companions.fixed_points, forward)
+    if companions.moving_points:
+        carried["moving_points"] = carry(companions.moving_points, InverseMap(forward, affine))
+    return Moved(volumes, carried)
+
+
+def _on_grid(labels: Volume, image: Volume) -> Volume:
+    if not same_grid(labels.grid, image.grid, 0.1):
+        raise GeometryError(
+            f"{labels.path} {labels.grid.shape} lies on another grid than its image {image.path} "
+            f"{image.grid.shape}: resample the labels onto the image first"
+        )
+    return labels

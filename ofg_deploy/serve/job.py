@@ -1,0 +1,159 @@
+"""What to register, and where its files go."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.geometry import Shape
+from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.outputs import read_text
+from ofg_deploy.preprocess import IMAGE_BASED, Init
+from ofg_deploy.serve import learn2reg
+from ofg_deploy.serve.names import Names
+from ofg_deploy.serve.refinement import Refinement
+from ofg_deploy.transform.dialects import Dialect
+from ofg_deploy.transform.itk import AFFINE_ENDINGS
+from ofg_deploy.transform.points import PointsFrame
+from ofg_deploy.transform.resample import OF_LABELS, Interpolation
+
+DIALECTS: tuple[Dialect, ...] = ("ants", "itk-h5", "fsl", "l2r", "voxelmorph")  # beside itk; the roles of their files
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to register and where to put it.
+
+    Attributes:
+        fixed, moving: NIfTI images.
+        out: folder of the outputs, made if needed.
+        init: alignment to start from, or the path of an ITK affine; None means the one the network was trained with.
+        moving_labels: label maps on the moving image, warped too.
+        fixed_labels: label map on the fixed image; only compared (Dice, HD95) with the first of ``moving_labels``.
+        fill: value of the warped image where the map leaves the moving field of view.
+        overwrite: replace outputs of an earlier run.
+        command: recorded in the sidecar.
+        field_format: write the transform in this form as well; the one of ITK is always there.
+        refinement: refine the network's field on the pair; None leaves it as it is.
+        max_voxels: larger images and label maps are refused before their voxels are read.
+        grid: of the network, for a model that takes several; None means the one it was trained on.
+        fixed_mask, moving_mask: label maps on their images; what is 0 there does not count for the start.
+        label_interpolation: ``nearest`` or ``genericlabel``.
+        also: more images in the moving image's space, on any grid, warped like it.
+        fixed_points, moving_points: tables of points, carried to the other image's space.
+        points_frame: their world.
+        inverse: write the inverse transform on the moving grid too.
+
+    Raises:
+        UsageError: options that make no sense together, or a ``fill`` that is not a number.
+    """
+
+    fixed: Path
+    moving: Path
+    out: Path
+    init: Init | Path | None = None
+    moving_labels: tuple[Path, ...] = ()
+    fixed_labels: Path | None = None
+    fill: float = 0.0
+    overwrite: bool = False
+    command: list[str] = field(default_factory=list)
+    field_format: Dialect = "itk"
+    refinement: Refinement | None = None
+    max_voxels: int = MAX_VOXELS
+    grid: Shape | None = None
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    label_interpolation: Interpolation = "nearest"
+    also: tuple[Path, ...] = ()
+    fixed_points: Path | None = None
+    moving_points: Path | None = None
+    points_frame: PointsFrame = "ras"
+    inverse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fixed_labels and not self.moving_labels:
+            raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
+        if not np.isfinite(self.fill):
+            raise UsageError(f"--fill {self.fill}: a finite number is needed")
+        if self.label_interpolation not in OF_LABELS:
+            raise UsageError(f"--label-interpolation {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
+        if self.field_format == "l2r":
+            learn2reg.field_name(self.fixed, self.moving)
+        if self.init is not None:
+            self.check_masks(self.init)
+        often = Counter(self.outputs("affine").values()).most_common(1)[0]
+        if often[1] > 1:
+            raise UsageError(
+                f"{often[1]} outputs would be called {often[0].name}: rename the label maps or --also images"
+            )
+
+    def check_masks(self, init: Init | Path) -> None:
+        """Raises UsageError where there is a mask and nothing that it could restrict."""
+        if (self.fixed_mask or self.moving_mask) and init not in IMAGE_BASED:
+            raise UsageError(f"a mask restricts what the start looks at, and --init {init} looks at no voxel: drop it")
+
+    def outputs(self, init: Init | Path) -> dict[str, Path]:
+        """Final path of each output; the sidecar comes last because it marks the set as complete."""
+        absent: dict[str, bool] = {
+            "affine": init == "none",
+            "inverse": not self.inverse,
+            "warped_labels": len(self.moving_labels) != 1,
+            "fixed_points": self.fixed_points is None,
+            "moving_points": self.moving_points is None,
+            **{dialect: self.field_format != dialect for dialect in DIALECTS},
+        }
+        every = {role: path for role, path in self._every_output().items() if not absent.get(role)}
+        sidecar = every.pop("sidecar")
+        names = Names(self.fixed, self.moving)
+        labels = self.moving_labels if len(self.moving_labels) > 1 else ()
+        for kind, paths in (("warped_labels", labels), ("warped_also", self.also)):
+            for number, path in enumerate(paths, start=1):
+                every[numbered(kind, number)] = self.out / names.companion(path)
+        return {**every, "sidecar": sidecar}
+
+    def obsolete(self, init: Init | Path) -> list[Path]:
+        """What an earlier registration of this pair may have left, or says it left, and this one does not write."""
+        every, wanted = self._every_output(), set(self.outputs(init).values())
+        return [path for path in {*every.values(), *_listed(every["sidecar"])} if path not in wanted]
+
+    def _every_output(self) -> dict[str, Path]:
+        every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
+        if learn2reg.is_named(self.fixed, self.moving):
+            every = {"l2r": self.out / learn2reg.field_name(self.fixed, self.moving), **every}
+        return every
+
+
+def numbered(role: str, number: int) -> str:
+    """Role of the first, second, ... file of a kind: ``warped_labels``, ``warped_labels_2``."""
+    return role if number == 1 else f"{role}_{number}"
+
+
+def parse_init(text: str | None) -> Init | Path | None:
+    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of an ITK affine."""
+    if text is None or text in get_args(Init):
+        return text  # type: ignore[return-value]
+    if not text.lower().endswith(AFFINE_ENDINGS):
+        raise UsageError(
+            f"--init {text}: use one of {', '.join(get_args(Init))}, or an ITK affine ({', '.join(AFFINE_ENDINGS)})"
+        )
+    return Path(text)
+
+
+def _listed(sidecar: Path) -> list[Path]:
+    """Files of warped label maps and channels that an older sidecar of ours names: how many there were is not known."""
+    try:
+        record = json.loads(read_text(sidecar))
+        named = record["outputs"].items() if record["tool"] == "ofg_deploy" else []
+        return [
+            sidecar.with_name(name)
+            for role, name in named
+            if role.startswith(("warped_labels", "warped_also")) and Path(name).name == name
+        ]
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
+        return []

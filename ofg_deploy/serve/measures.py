@@ -1,0 +1,49 @@
+"""How good a registration is: similarity, regularity, overlap of labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ofg_deploy import metrics
+from ofg_deploy.field import Field, jacobian_determinant, resample
+from ofg_deploy.nifti import Volume
+from ofg_deploy.preprocess import PreparedPair
+
+
+def measure(
+    pair: PreparedPair, network_vox: Field, fixed: Volume, moving: Volume, warped: Any, displacement: Field
+) -> dict[str, Any]:
+    """Similarity on the fixed grid; folding and spread of the network's field, and folding of the total map."""
+    before, start = (
+        metrics.ncc(fixed.data, resample(moving.data, moving.grid, fixed.grid, matrix))
+        for matrix in (np.eye(4), pair.moving_from_fixed)
+    )
+    network = jacobian_determinant(network_vox)
+    total = jacobian_determinant(displacement, fixed.grid.world_from_vox)
+    return {
+        "ncc_before": before,
+        "ncc_start": start,
+        "ncc_after": metrics.ncc(fixed.data, warped),
+        "folding_percent": metrics.folding_percent(total),
+        "min_jacobian": float(total.min()),
+        "network_folding_percent": metrics.folding_percent(network),
+        "network_sdlogj": metrics.sdlogj(network),
+        "displacement_mm_max": float(np.linalg.norm(displacement, axis=0).max()),
+        "overlap": pair.overlap,
+    }
+
+
+def compare_labels(fixed: Volume, moving: Volume, warped: Any) -> dict[str, Any]:
+    """Dice before and after, HD95 after, of label maps: the moving one as it was and warped (X, Y, Z)."""
+    before = resample(moving.data, moving.grid, fixed.grid, np.eye(4), order=0)
+    dice = metrics.dice(fixed.data, warped)
+    hd95 = metrics.hd95_mm(fixed.data, warped, fixed.grid.spacing_mm)
+    return {
+        "dice_before": metrics.mean(metrics.dice(fixed.data, before)),
+        "dice_after": metrics.mean(dice),
+        "dice_per_label": {str(label): value for label, value in dice.items()},
+        "hd95_mm": metrics.mean(hd95),
+        "hd95_mm_per_label": {str(label): value for label, value in hd95.items()},
+    }

@@ -1,0 +1,105 @@
+"""The JSON beside a registration: what was done, on what, by which runtime, how good it is, how long it took."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy import __version__
+from ofg_deploy.nifti import Volume
+from ofg_deploy.outputs import sha256_file
+from ofg_deploy.preprocess import Init, PreparedPair
+from ofg_deploy.serve.companions import Moved
+from ofg_deploy.serve.engine import Engine
+from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.refinement import Refined
+from ofg_deploy.transform.inverse import InverseField
+
+SCHEMA = 1
+
+
+def record(
+    job: Job,
+    init: Init | Path,
+    engine: Engine,
+    pair: PreparedPair,
+    outputs: dict[str, Path],
+    inputs: dict[str, Volume],
+    numbers: dict[str, Any],
+    seconds: dict[str, float],
+    moved: Moved,
+    inverse: InverseField | None,
+    refined: Refined | None,
+) -> dict[str, Any]:
+    """Its content; ``inputs`` by role as they were read, ``seconds`` by stage."""
+    warnings = [line for volume in inputs.values() for line in volume.warnings] + pair.warnings() + moved.warnings()
+    if inverse and inverse.without_percent:
+        warnings.append(f"the map has no inverse at {inverse.without_percent:.3g} % of the moving voxels it reaches")
+    warnings += refined.warnings() if refined else []
+    return {
+        "schema": SCHEMA,
+        "tool": "ofg_deploy",
+        "version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": job.command,
+        "inputs": {role: describe(volume) for role, volume in inputs.items()},
+        "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
+        "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
+        "model": {"sha256": engine.model_sha256, **asdict(engine.contract)},
+        "network_grid": {"shape": pair.grid.shape, "spacing_mm": pair.grid.spacing_mm},
+        "init": str(init),
+        "start": _start(init, pair),
+        "runtime": {"name": engine.runtime, "provider": engine.provider, "machine": platform.machine()},
+        "metrics": numbers,
+        "seconds": seconds,
+        "warnings": warnings,
+        **({"refinement": refined.record()} if refined else {}),
+        **({"points": moved.record()} if moved.points else {}),
+        **({"inverse": _inverse(inverse)} if inverse else {}),
+    }
+
+
+def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:
+    given = {"path": str(init.absolute()), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
+    return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist()}
+
+
+def _inverse(inverse: InverseField) -> dict[str, Any]:
+    return {
+        "method": "damped fixed-point iteration at each voxel",
+        "grid": "moving",
+        "without_percent": inverse.without_percent,
+        "consistency_mm": inverse.consistency_mm,
+    }
+
+
+def describe(volume: Volume) -> dict[str, Any]:
+    """An input's file and geometry."""
+    return {
+        "path": str(volume.path.absolute()),
+        "sha256": sha256_file(volume.path),
+        "shape": list(volume.grid.shape),
+        "spacing_mm": list(volume.grid.spacing_mm),
+        "orientation": volume.grid.orientation,
+        "world_from_vox": volume.grid.world_from_vox.tolist(),
+    }
+
+
+class Clock:
+    """Wall-clock seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Take the time of what is inside under this name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 4)

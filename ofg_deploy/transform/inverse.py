@@ -1,0 +1,146 @@
+"""The other way: from moving points to fixed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ofg_deploy.field import Field
+from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
+from ofg_deploy.transform.maps import Chain, FieldMap, Inside, LinearMap, WorldMap
+
+STEPS = 60
+TOLERANCE_VOX = 1e-4  # of the solver; where it stays above INVERTED_VOX there is no inverse (the map folds or tears)
+INVERTED_VOX = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class InverseMap:
+    """The inverse of a displacement field, found at each point by damped fixed-point iteration (``kernels/invert``).
+
+    Beyond its grid the field's deviation from its affine part is held, so that the inverse is continuous there; it is
+    *known* only where it leads into the grid.
+
+    Attributes:
+        forward: the field.
+        affine: (4, 4) its affine part; None for the one that fits it best.
+    """
+
+    forward: FieldMap
+    affine: Matrix | None = None
+    domain: Grid | None = None
+
+    def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
+        """As ``WorldMap``."""
+        displacement, error = self.continued(points)
+        index = transform_points(self.forward.domain.vox_from_world, points + displacement)
+        upper = np.array(self.forward.domain.shape).reshape(3, *[1] * (points.ndim - 1)) - 0.5
+        inside = ((index >= -0.5) & (index <= upper)).all(axis=0) & (error <= INVERTED_VOX)
+        return np.where(inside, displacement, 0.0), inside
+
+    def continued(self, points: Matrix) -> tuple[Matrix, Matrix]:
+        """At world points (3, ...): displacement in mm, also where it leads out of the grid; error in voxels."""
+        from ofg_deploy.kernels.invert import invert
+
+        grid = self.forward.domain
+        affine = best_affine(self.forward) if self.affine is None else self.affine
+        target = transform_points(grid.vox_from_world, points).reshape(3, -1)
+        found, error = np.empty_like(target), np.empty(target.shape[1])
+        in_vox = grid.vox_from_world @ affine @ grid.world_from_vox
+        invert(self._deviation_vox(affine), in_vox, target, STEPS, TOLERANCE_VOX, found, error)
+        reached = transform_points(grid.world_from_vox, found).reshape(points.shape)
+        return reached - points, error.reshape(points.shape[1:])
+
+    def _deviation_vox(self, affine: Matrix) -> Field:
+        """What the field adds to its affine part, in voxels of its grid."""
+        grid = self.forward.domain
+        points = transform_points(grid.world_from_vox, lattice(grid.shape))
+        deviation = points + self.forward.field - transform_points(affine, points)
+        return np.tensordot(grid.vox_from_world[:3, :3], deviation, axes=1).astype(np.float32)
+
+
+def invert(world_map: WorldMap) -> WorldMap:
+    """The inverse of any map."""
+    if isinstance(world_map, LinearMap):
+        return LinearMap(np.asarray(np.linalg.inv(world_map.moving_from_fixed), dtype=np.float64))
+    if isinstance(world_map, Chain):
+        return Chain(tuple(invert(each) for each in reversed(world_map.maps)))
+    if isinstance(world_map, InverseMap):
+        return world_map.forward
+    assert isinstance(world_map, FieldMap)
+    return InverseMap(world_map)
+
+
+def best_affine(world_map: FieldMap) -> Matrix:
+    """(4, 4) the affine nearest to a field in the sense of least squares over its voxels, some 4,000 of them."""
+    grid = world_map.domain
+    picked: tuple[Any, ...] = np.ix_(*(np.unique(np.linspace(0, n - 1, 16).round().astype(int)) for n in grid.shape))
+    index = np.stack(np.broadcast_arrays(*picked)).astype(np.float64)
+    points = transform_points(grid.world_from_vox, index).reshape(3, -1)
+    reached = points + world_map.field[(slice(None), *picked)].reshape(3, -1)
+    homogeneous = np.vstack([points, np.ones(points.shape[1])])
+    fit, *_ = np.linalg.lstsq(homogeneous.T, reached.T, rcond=None)
+    return np.vstack([fit.T, [0, 0, 0, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class InverseField:
+    """An inverse on a grid of the moving side, ready to be written.
+
+    Attributes:
+        field: (3, X, Y, Z) RAS mm on ``grid``, from a moving point to its fixed point.
+        without_percent: share of its voxels, of those that lead into the fixed field of view, at which there is none.
+        consistency_mm: mean, 99th percentile and largest distance of fixed voxels from where they come back to, there
+            by the forward map and back by this field as others will interpolate it; voxels that leave the moving
+            field of view, or pass a voxel without an inverse, are not counted but for ``percent_counted``.
+    """
+
+    field: Field
+    grid: Grid
+    without_percent: float
+    consistency_mm: dict[str, float]
+
+
+def inverse_field(forward: FieldMap, affine: Matrix, moving: Grid) -> InverseField:
+    """The inverse of A(x + d(x)) on the moving image's grid, and how far there and back leads astray."""
+    inverse = InverseMap(forward, affine)
+    points = transform_points(moving.world_from_vox, lattice(moving.shape))
+    displacement, error = inverse.continued(points)
+    missing = error > INVERTED_VOX
+    index = transform_points(forward.domain.vox_from_world, points + displacement)
+    upper = np.array(forward.domain.shape).reshape(3, 1, 1, 1) - 0.5
+    relevant = ((index >= -0.5) & (index <= upper)).all(axis=0)
+    field = displacement.astype(np.float32)
+    without = 100.0 * float((missing & relevant).sum()) / max(int(relevant.sum()), 1)
+    return InverseField(field, moving, without, _consistency(forward, FieldMap(field, moving), missing))
+
+
+def _consistency(forward: FieldMap, back: FieldMap, missing: Inside) -> dict[str, float]:
+    """Plane by plane, because the whole in float64 would be many times the field."""
+    holes = (
+        FieldMap(np.broadcast_to(missing.astype(np.float32), (3, *missing.shape)), back.domain)
+        if missing.any()
+        else None
+    )
+    gaps, voxels = [], 0
+    for plane in range(forward.domain.shape[0]):
+        index = lattice((1, *forward.domain.shape[1:]))
+        index[0] += plane
+        displacement = forward.field[:, plane : plane + 1].astype(np.float64)
+        there = transform_points(forward.domain.world_from_vox, index) + displacement
+        again, inside = back.displacement_mm(there)
+        if holes is not None:
+            inside &= holes.displacement_mm(there)[0][0] == 0
+        gaps.append(np.linalg.norm(displacement + again, axis=0)[inside])
+        voxels += inside.size
+    gap = np.concatenate(gaps)
+    if not gap.size:
+        return {"percent_counted": 0.0}
+    return {
+        "mean": float(gap.mean()),
+        "p99": float(np.percentile(gap, 99)),
+        "max": float(gap.max()),
+        "percent_counted": 100.0 * gap.size / voxels,
+    }

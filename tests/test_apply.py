@@ -1,0 +1,230 @@
+"""``ofg apply`` beside antsApplyTransforms (ANTsPy) and SimpleITK: order, inverses, interpolation, points, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nibabel.affines import apply_affine
+
+from ofg_deploy.errors import UsageError
+from ofg_deploy.geometry import Grid
+from ofg_deploy.serve.apply import Application, Step
+from ofg_deploy.transform import itk
+from ofg_deploy.transform.dialects import Registration, write
+
+LPS = np.array([-1.0, -1.0, 1.0])
+
+
+class Scene:
+    """Fixed, moving, labels, a displacement on the fixed grid and an affine that goes after it, all on disk."""
+
+    def __init__(self, folder: Path, make_grid, world_image, world_labels, write_nifti, affine: np.ndarray) -> None:
+        self.folder = folder
+        self.fixed_grid: Grid = make_grid("oblique", (19, 22, 17), (3.6, 3.1, 4.0), (1.0, -2.0, 1.5))
+        self.moving_grid: Grid = make_grid("left-handed", (20, 18, 21), (3.5, 4.1, 3.3), (3.0, 1.0, -2.0))
+        fixed, moving = self.fixed_grid, self.moving_grid
+        self.fixed = write_nifti(folder / "fix.nii.gz", world_image(fixed), fixed.world_from_vox)
+        self.moving = write_nifti(folder / "mov.nii.gz", world_image(moving) + 100, moving.world_from_vox)
+        self.labels = write_nifti(folder / "seg.nii.gz", world_labels(moving), moving.world_from_vox)
+        x, y, z = np.indices(fixed.shape) / 5
+        field = np.array([4 * np.sin(x + 0.3), 3 * np.cos(y * 1.1) + z, -2.5 * np.sin(z + x) - 1], dtype=np.float32)
+        self.warp, self.affine, self.out = folder / "1Warp.nii.gz", folder / "0.mat", folder / "out.nii.gz"
+        write(self.warp, "itk", Registration(field, None, fixed, moving))
+        itk.save_affine(self.affine, affine)
+
+    def line(self, image: Path, *transforms: object, **options: object) -> list[object]:
+        given = [part for transform in transforms for part in ("-t", transform)]
+        extra = [part for key, value in options.items() for part in (f"--{key}", value)]
+        return ["apply", image, *given, "-r", self.fixed, "-o", self.out, *extra]
+
+    def result(self) -> np.ndarray:
+        return np.asarray(nib.load(self.out).dataobj)
+
+
+@pytest.fixture
+def scene(tmp_path, make_grid, world_image, world_labels, write_nifti, some_affine) -> Scene:
+    return Scene(tmp_path, make_grid, world_image, world_labels, write_nifti, some_affine)
+
+
+def chains(scene: Scene) -> dict[str, tuple[list[str], list[bool]]]:
+    warp, affine = str(scene.warp), str(scene.affine)
+    return {
+        "warp then affine": ([warp, affine], [False, False]),
+        "affine then warp": ([affine, warp], [False, False]),
+        "inverse affine": ([affine], [True]),
+        "warp then inverse affine": ([warp, affine], [False, True]),
+        "three": ([warp, affine, affine], [False, True, False]),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["warp then affine", "affine then warp", "inverse affine", "warp then inverse affine", "three"]
+)
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "genericlabel"])
+def test_chains_are_those_of_ants_apply_transforms(scene, run_cli, foreign, name, interpolation):
+    ants = foreign("ants")
+    files, inverted = chains(scene)[name]
+    labels = interpolation != "linear"
+    image = scene.labels if labels else scene.moving
+    given = [f"[{file},1]" if back else file for file, back in zip(files, inverted, strict=True)]
+    code, _, err = run_cli(scene.line(image, *given, interpolation=interpolation, fill=-77))
+    assert code == 0, err
+    method = {"linear": "linear", "nearest": "nearestNeighbor", "genericlabel": "genericLabel"}[interpolation]
+    expected = ants.apply_transforms(
+        ants.image_read(str(scene.fixed)),
+        ants.image_read(str(image)),
+        files,
+        interpolator=method,
+        whichtoinvert=inverted,
+        defaultvalue=-77,
+    ).numpy()
+    found = scene.result()
+    same = np.ones(found.shape, dtype=bool)
+    if name == "affine then warp":  # off the warp's grid ITK stands still, which is no map anybody found: fill here
+        assert "the transform is unknown at" in err
+        same = found != -77
+    assert same.mean() > 0.5
+    assert np.unique(found[same]).size > 3
+    if labels:
+        assert (found[same] != expected[same]).mean() < 2e-3  # ties and rounding at the voxels' borders
+    else:
+        np.testing.assert_allclose(found[same], expected[same], atol=1e-3 * np.ptp(expected))
+
+
+def test_bspline_is_simpleitks(scene, run_cli, sitk_resample):
+    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine, interpolation="bspline"))[0] == 0
+    field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(scene.warp), sitk.sitkVectorFloat64))
+    chain = sitk.CompositeTransform([sitk.ReadTransform(str(scene.affine)), field])
+    image = sitk.ReadImage(str(scene.moving), sitk.sitkFloat64)
+    expected = sitk.Resample(image, sitk.ReadImage(str(scene.fixed)), chain, sitk.sitkBSpline3, 0.0)
+    expected = sitk.GetArrayFromImage(expected).transpose(2, 1, 0)
+    linear = sitk_resample(image, sitk.ReadImage(str(scene.fixed)), chain)
+    np.testing.assert_allclose(scene.result(), expected, atol=2e-3 * np.ptp(expected))
+    assert np.abs(expected - linear).max() > 0.02 * np.ptp(expected)
+
+
+def test_the_inverse_of_a_warp_brings_the_fixed_image_to_the_moving_one(scene, run_cli, world_image):
+    """A smooth anatomy there and back through two interpolations is nearly itself."""
+    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine))[0] == 0
+    back = scene.folder / "back.nii.gz"
+    line = ["apply", scene.out, "-t", f"[{scene.affine},1]", "-t", f"[{scene.warp}, 1]", "-r", scene.moving, "-o", back]
+    code, _, err = run_cli([*line, "--fill", "-1"])
+    assert code == 0, err
+    found, original = nib.load(back).get_fdata(), nib.load(scene.moving).get_fdata()
+    inner = (slice(5, -5),) * 3
+    assert (found[inner] > 0).mean() > 0.9
+    gap = np.abs(found - original)[inner][found[inner] > 0]
+    assert np.median(gap) < 0.02 * np.ptp(original)
+
+
+def table(path: Path, points: np.ndarray, names: list[str]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["name", "x", "y", "z"], *[[n, *p] for n, p in zip(names, points, strict=True)]])
+    return path
+
+
+@pytest.mark.parametrize("frame", ["ras", "lps"])
+def test_points_go_as_simpleitk_maps_them_and_come_back(scene, run_cli, frame):
+    flip = LPS if frame == "lps" else np.ones(3)
+    world = apply_affine(scene.fixed_grid.world_from_vox, [(5, 6, 7), (12, 9, 4), (9.5, 14.2, 10.1), (40, 3, 3)])
+    given = table(scene.folder / "p.csv", world * flip, ["a", "b, with a comma", "c", "far away"])
+    there, again = scene.folder / "there.csv", scene.folder / "again.csv"
+    chain = ["-t", scene.warp, "-t", scene.affine, "--points-frame", frame]
+    code, out, err = run_cli(["apply", *chain, "--fixed-points", given, "-o", there])
+    assert code == 0, err
+    assert "reference to image, forward" in out
+    assert "1 of 4 points lie where the transform is unknown" in err
+    rows = list(csv.DictReader(there.read_text().splitlines()))
+    assert [row["inside"] for row in rows] == ["1", "1", "1", "0"]
+    assert [row["name"] for row in rows] == ["a", "b, with a comma", "c", "far away"]
+    field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(scene.warp), sitk.sitkVectorFloat64))
+    whole = sitk.CompositeTransform([sitk.ReadTransform(str(scene.affine)), field])
+    expected = np.array([whole.TransformPoint((p * LPS).tolist()) for p in world[:3]]) * LPS * flip
+    found = np.array([[float(row[a]) for a in "xyz"] for row in rows])
+    np.testing.assert_allclose(found[:3], expected, atol=1e-3)
+    assert np.isnan(found[3]).all()
+    known = table(scene.folder / "known.csv", found[:3], ["a", "b", "c"])
+    code, out, _ = run_cli(["apply", *chain, "--points", known, "-o", again])
+    assert code == 0
+    assert "image to reference, by the inverse" in out
+    back = np.array([[float(row[a]) for a in "xyz"] for row in csv.DictReader(again.read_text().splitlines())])
+    np.testing.assert_allclose(back, world[:3] * flip, atol=2e-3)
+
+
+def test_the_sidecar_says_what_was_done_in_which_order(scene, run_cli):
+    assert run_cli(scene.line(scene.moving, scene.warp, f"[{scene.affine},1]"))[0] == 0
+    record = json.loads((scene.folder / "out.json").read_text())
+    assert [(Path(t["path"]).name, t["inverted"]) for t in record["transforms"]] == [
+        ("1Warp.nii.gz", False),
+        ("0.mat", True),
+    ]
+    assert record["output"] == "out.nii.gz"
+    assert set(record["inputs"]) == {"source", "reference"}
+
+
+@pytest.mark.parametrize("dialect", ["itk", "itk-h5", "fsl"])
+def test_what_register_wrote_gives_its_warped_image_again(scene, run_cli, tiny_model, dialect):
+    out = scene.folder / "reg"
+    line = ["register", scene.fixed, scene.moving, "-m", tiny_model(init="affine").path, "-o", out, "--format", dialect]
+    assert run_cli(line)[0] == 0
+    record = json.loads((out / "mov_to_fix.json").read_text())
+    assert record["metrics"]["roundtrip_max_mm"] < 1e-3
+    file = out / record["outputs"]["transform" if dialect == "itk" else dialect]
+    code, _, err = run_cli(scene.line(scene.moving, file, format=dialect))
+    assert code == 0, err
+    expected = nib.load(out / "mov_to_fix_warped.nii.gz").get_fdata()
+    np.testing.assert_allclose(scene.result(), expected, atol=1e-2)
+    if dialect == "fsl":  # the same file under another name for its form
+        code, _, err = run_cli([*scene.line(scene.moving, file, format="l2r"), "--overwrite"])
+        assert (code, err.count("\n")) == (2, 1)
+        assert "was written in the form of fsl" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"format": "fsl"}, 3, "a field of shape"),
+        ({"format": "afni"}, 2, "--format"),
+        ({"interpolation": "nearest"}, 3, "holds fractional values"),
+        ({"fill": "nan"}, 2, "--fill nan"),
+        ({"out": "x.mgz"}, 2, "ends in .nii or .nii.gz"),
+        ({"fixed-points": "p.csv"}, 2, "one thing to transform"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_no_file(scene, run_cli, change, code, said):
+    before = {path.name for path in scene.folder.iterdir()}
+    found, _, err = run_cli(scene.line(scene.moving, scene.warp, **change))
+    assert (found, err.count("\n")) == (code, 1), err
+    assert said in err
+    assert {path.name for path in scene.folder.iterdir()} == before
+
+
+def test_a_transform_of_another_place_is_refused(scene, run_cli, make_grid, write_nifti):
+    grid = make_grid("RAS", (9, 8, 7), (2.0, 2, 2), (500.0, 0, 0))
+    far = write_nifti(scene.folder / "far.nii.gz", np.zeros(grid.shape), grid.world_from_vox)
+    line = ["apply", scene.moving, "-t", scene.warp, "-r", far, "-o", scene.out]
+    code, _, err = run_cli(line)
+    assert code == 3
+    assert "known nowhere" in err
+    assert not scene.out.exists()
+
+
+def test_results_are_kept_unless_overwriting_was_asked(scene, run_cli):
+    assert run_cli(scene.line(scene.moving, scene.affine))[0] == 0
+    assert run_cli(scene.line(scene.moving, scene.affine))[0] == 3
+    assert run_cli([*scene.line(scene.moving, scene.affine), "--overwrite"])[0] == 0
+
+
+def test_the_syntax_of_inverses():
+    assert Step.parse("a b.mat") == Step(Path("a b.mat"))
+    assert Step.parse("[x,y.mat, 1]") == Step(Path("x,y.mat"), True)
+    assert Step.parse("[w.nii.gz,0]") == Step(Path("w.nii.gz"), False)
+    assert Step.parse("[w.nii.gz]") == Step(Path("[w.nii.gz]"))
+    with pytest.raises(UsageError, match="no transform"):
+        Application((), Path("o.nii"), image=Path("i.nii"), reference=Path("r.nii"))
