@@ -1,0 +1,62 @@
+"""Everything that can be said about one file, in the order in which a reader would stumble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ofg_deploy.check import header, voxels
+from ofg_deploy.check.finding import Finding
+from ofg_deploy.errors import InputError
+from ofg_deploy.geometry import Grid
+from ofg_deploy.nifti import check_volume
+from ofg_deploy.nifti_file import open_nifti
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """One file, looked at.
+
+    Attributes:
+        path: the file.
+        findings: what was found in it alone.
+        grid: where its voxels lie; None if that cannot be known.
+        code: NIfTI code of the affine believed.
+        data: (X, Y, Z) as stored, scaled, 0 for NaN and infinity; None if they cannot be read as one volume.
+        look: summary of an image's intensities; None for label maps and where there is nothing to compare.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...]
+    grid: Grid | None = None
+    code: int = 0
+    data: npt.NDArray[Any] | None = None
+    look: voxels.Look | None = None
+
+
+def examine(path: Path, max_voxels: int) -> Examined:
+    """Header, then voxels. Raises nothing about the file: what makes it unusable is a finding."""
+    try:
+        nifti = open_nifti(path, max_voxels)
+    except InputError as error:
+        return Examined(path, (_unusable(path, error),))
+    try:
+        found = header.look(nifti)
+    except InputError as error:  # a geometry in mm that no grid can have
+        return Examined(path, (_unusable(path, error),))
+    try:
+        check_volume(nifti)
+        data = nifti.read().reshape(nifti.shape[:3], order="F")
+    except InputError as error:
+        known = any(f.about == "shape" and f.severity == "error" for f in found.findings)
+        findings = found.findings if known else (*found.findings, _unusable(path, error))
+        return Examined(path, findings, found.grid, found.code)
+    data, summary, more = voxels.look(nifti, data)
+    return Examined(path, (*found.findings, *more), found.grid, found.code, data, summary)
+
+
+def _unusable(path: Path, error: InputError) -> Finding:
+    return Finding("error", "file", str(error).removeprefix(f"{path} "), "convert it again from its source")

@@ -1,0 +1,185 @@
+"""Findings in a header, and the affine to believe: the reader's rule, and where that fails the only valid one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ofg_deploy.check.finding import Finding
+from ofg_deploy.errors import GeometryError
+from ofg_deploy.geometry import Grid, Matrix
+from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations
+from ofg_deploy.nifti_file import NiftiFile
+
+PLAUSIBLE_MM = (20.0, 1000.0)  # longest side of a field of view; from a mouse's head to a whole body
+ANISOTROPIC = 4.0  # longest to shortest voxel side
+SHEAR_SEEN = 1e-5  # cosine between axes which rounding of float32 headers does not explain
+SLOPES = (1e-9, 1e6)
+UNIT_MM = {1: ("metres", 1000.0), 3: ("microns", 0.001)}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says.
+
+    Attributes:
+        grid: where the voxels lie; None where that cannot be known.
+        code: NIfTI code of the affine believed.
+        findings: everything worth saying.
+    """
+
+    grid: Grid | None
+    code: int
+    findings: tuple[Finding, ...]
+
+
+def look(nifti: NiftiFile) -> Header:
+    """Findings of one header. Raises nothing: what the reader refuses is a finding here."""
+    shape = nifti.shape
+    if min(shape[:3]) < 2:
+        return Header(None, 0, (Finding("error", "shape", f"{_by(shape)} voxels is no volume", "use a 3-D scan"),))
+    findings = [Finding("note", "header", line.split(": ", 1)[1], "write it anew", True) for line in nifti.repairs]
+    findings += _axes_beyond_three(nifti)
+    affine, code, said = _believed(nifti)
+    findings += said
+    grid = None
+    if affine is not None:
+        scale, units = _units(nifti, affine)
+        findings += units
+        grid = grid_of(nifti.path, shape, np.diag([scale, scale, scale, 1.0]) @ affine)
+        findings += _geometry(nifti, grid)
+    slope = abs(float(nifti.header["scl_slope"]))
+    if slope and np.isfinite(slope) and not SLOPES[0] <= slope <= SLOPES[1]:
+        findings.append(
+            Finding("warning", "scaling", f"scl_slope is {slope:g}", "compare the values with the original")
+        )
+    return Header(grid, code, tuple(findings))
+
+
+def _axes_beyond_three(nifti: NiftiFile) -> list[Finding]:
+    more = nifti.shape[3:]
+    if not more:
+        return []
+    if set(more) == {1}:
+        return [Finding("note", "shape", f"{_by(nifti.shape)}: trailing axes of 1", "drop them", True)]
+    take = f"nib.save(nib.load({str(nifti.path)!r}).slicer[..., {', '.join('0' * len(more))}], 'volume.nii.gz')"
+    return [Finding("error", "shape", f"{_by(nifti.shape)}: more than one volume", f"take one: {take} (nibabel)")]
+
+
+def _believed(nifti: NiftiFile) -> tuple[Matrix | None, int, list[Finding]]:
+    """The affine in the header's unit, its code, and why it is the one."""
+    found, damage = _orientations(nifti)
+    if found.sform is not None:
+        return _sform_first(nifti, found, damage)
+    if found.qform is None and not damage:
+        ask = "fslorient, nibabel or 3D Slicer can set one: look at the image first, left and right are unknown"
+        return None, 0, [Finding("error", "orientation", "neither sform nor qform is coded", ask)]
+    qform, wrong = _valid(nifti, found.qform, sizes=True)
+    if qform is None:
+        return None, 0, [Finding("error", "qform", damage or wrong, "convert the file again")]
+    note = Finding("note", "sform", "only the qform is coded", "write both, for tools that read the sform", True)
+    return qform, found.qform_code, [note]
+
+
+def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Matrix | None, int, list[Finding]]:
+    """As ``_believed``, where a sform is coded: it wins unless it can be none and the qform can."""
+    sform, sform_wrong = _valid(nifti, found.sform)
+    qform, qform_wrong = _valid(nifti, found.qform, sizes=True)
+    if sform is None and "sheared" in sform_wrong:  # somebody's registration: dropping it would move the image
+        return None, 0, [Finding("error", "sform", sform_wrong, "resample the image onto an unsheared grid")]
+    if sform is None and qform is None:
+        return None, 0, [Finding("error", "sform", sform_wrong, "convert it again from its source")]
+    if sform is None:
+        fix = "the qform is the one valid orientation: copy it to the sform"
+        return qform, found.qform_code, [Finding("error", "sform", sform_wrong, fix, True)]
+    gap = found.gap_mm(_three(nifti))
+    keep = "the sform is read first, here as in most tools: copy it to the qform"
+    if damage:
+        said = [Finding("error", "qform", damage, keep, True)]
+    elif found.qform is None:
+        said = [Finding("note", "qform", "only the sform is coded", "write both, for tools that read the qform", True)]
+    elif qform is None:
+        said = [Finding("warning", "qform", qform_wrong, keep, True)]
+    elif gap > CONFLICT_MM:
+        text = f"sform and qform disagree by up to {gap:.2f} mm at the corners"
+        said = [Finding("warning", "orientation", text, f"{keep} (if the qform is right, set the sform by hand)", True)]
+    else:
+        said = []
+    return sform, found.sform_code, said
+
+
+def _orientations(nifti: NiftiFile) -> tuple[Orientations, str]:
+    """As ``nifti.orientations``; a damaged qform is said, and its place is empty."""
+    try:
+        return orientations(nifti), ""
+    except GeometryError as error:
+        sform, code = nifti.header.get_sform(coded=True)
+        return Orientations(sform, None, int(code), 0), str(error).removeprefix(f"{nifti.path} has ")
+
+
+def _valid(nifti: NiftiFile, affine: Matrix | None, sizes: bool = False) -> tuple[Matrix | None, str]:
+    """The affine if it can be one, else what is wrong with it."""
+    if affine is None:
+        return None, ""
+    try:
+        if sizes:
+            check_voxel_sizes(nifti)
+        return grid_of(nifti.path, nifti.shape, affine).world_from_vox, ""
+    except GeometryError as error:
+        return None, str(error).removeprefix(str(nifti.path)).lstrip(": ")
+
+
+def _units(nifti: NiftiFile, affine: Matrix) -> tuple[float, list[Finding]]:
+    """Millimetres in the header's unit, and what is to be said. Of 1 and 1000, one at most is a plausible size."""
+    code = int(nifti.header["xyzt_units"]) % 8
+    if code == 2:
+        return 1.0, []
+    if code == 0:
+        return 1.0, [Finding("note", "units", "no unit of length; read as mm", "write mm", True)]
+    name, factor = UNIT_MM.get(code, (f"an unknown unit (code {code})", 1.0))
+    longest = _longest_mm(Grid(_three(nifti), affine))
+    for scale in (factor, 1.0):
+        if PLAUSIBLE_MM[0] <= longest * scale <= PLAUSIBLE_MM[1]:
+            done = f"convert to mm ({longest * scale:g} mm long)"
+            if scale != factor:
+                done = f"write mm: {longest:g} mm is a body's size, {longest * factor:g} mm is none"
+            return scale, [Finding("error", "units", f"geometry in {name}", done, True)]
+    return factor, [Finding("error", "units", f"geometry in {name}, {longest:g} of them long", "find the voxel size")]
+
+
+def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
+    findings = []
+    spacing = np.array(grid.spacing_mm)
+    directions = grid.world_from_vox[:3, :3] / spacing
+    if np.linalg.det(directions) < 0:
+        text = f"left-handed axes ({grid.orientation}, as in radiological order)"
+        findings.append(Finding("note", "directions", text))
+    if (shear := float(np.abs(directions.T @ directions - np.eye(3)).max())) > SHEAR_SEEN:
+        findings.append(Finding("note", "directions", f"axes {shear:.1e} off a right angle (cosine), within tolerance"))
+    if spacing.max() / spacing.min() > ANISOTROPIC:
+        text = f"voxels of {_by(spacing)} mm: strongly anisotropic"
+        findings.append(Finding("warning", "spacing", text, "expect little along the long side; use a finer scan"))
+    longest = _longest_mm(grid)
+    if not PLAUSIBLE_MM[0] <= longest <= PLAUSIBLE_MM[1]:
+        text = f"the field of view is {longest:.4g} mm long"
+        findings.append(Finding("warning", "extent", text, "compare voxel size and unit with the scanner's"))
+    code = int(nifti.header["xyzt_units"]) % 8
+    stored = nifti.pixdim[1:4]
+    if code in (0, 2) and not np.allclose(stored, spacing, rtol=0.01):
+        text = f"pixdim says voxels of {_by(stored)} mm, the affine {_by(spacing)} mm"
+        findings.append(Finding("warning", "spacing", text, "the affine is read: write its sizes to pixdim", True))
+    return findings
+
+
+def _longest_mm(grid: Grid) -> float:
+    return float((np.array(grid.shape) * grid.spacing_mm).max())
+
+
+def _three(nifti: NiftiFile) -> tuple[int, int, int]:
+    x, y, z = nifti.shape[:3]
+    return x, y, z
+
+
+def _by(values: object) -> str:
+    return "x".join(f"{v:g}" for v in values)  # type: ignore[attr-defined]
