@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from typing import Any
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.preprocess import Intensity, NetworkInput
 
-SCHEMA = 2  # 2: the axes of the network's grid
+SCHEMA = 3  # 2: the axes of the network's grid; 3: precision, sizes, outputs
 OPSET = 20  # of the graphs we export: the first with a GridSample of volumes
 CONTRACT_KEY = "ofg_deploy.contract"
 SEAL_KEY = "ofg_deploy.sha256"
 UNSEALED = "0" * 64
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+OPSETS = {"fp32": OPSET, "fp16": OPSET, "bf16": 22, "int8": OPSET}  # 22: the first whose convolutions take bfloat16
+SIZES = ("fixed", "multiples")
+OUTPUTS = (("field",), ("field", "warped"))
 MAX_BYTES = 2 * 1024**3  # a protobuf message cannot be larger
 
 # How protobuf writes the metadata entry {SEAL_KEY: 64 characters}: the key's text, then field 2 of length 64.
@@ -44,6 +48,9 @@ class Contract:
         training: how the weights came about (guidance, epochs, seed, data), as recorded by ``ofg train``.
         field_unit: always ``voxel`` (of the network's grid, array-axis order).
         field_maps: always ``fixed_to_moving`` (pull field).
+        precision: of the graph's arithmetic, one of ``PRECISIONS``; inputs and outputs are float32 in all of them.
+        sizes: ``fixed`` takes the grid of ``expects`` alone; ``multiples`` any grid of multiples of the divisor.
+        outputs: ``field``, or ``field`` and ``warped`` (the moving image under it, linear, 0 outside).
         schema: version of this record.
     """
 
@@ -54,7 +61,26 @@ class Contract:
     training: dict[str, Any]
     field_unit: str = "voxel"
     field_maps: str = "fixed_to_moving"
+    precision: str = "fp32"
+    sizes: str = "fixed"
+    outputs: tuple[str, ...] = ("field",)
     schema: int = SCHEMA
+
+    def on_grid(self, grid: tuple[int, ...] | None) -> NetworkInput:
+        """What the model expects on another grid of the same spacing; None means its own.
+
+        Raises:
+            UsageError: a grid it does not take.
+        """
+        if grid is None or grid == self.expects.shape:
+            return self.expects
+        given, own = (" ".join(map(str, shape)) for shape in (grid, self.expects.shape))
+        if self.sizes == "fixed":
+            raise UsageError(f"grid {given}: this model takes {own} alone, export one with --grid {given}")
+        x, y, z = (max(1, -(-n // self.divisor)) * self.divisor for n in grid)
+        if grid != (x, y, z):
+            raise UsageError(f"grid {given}: this model takes multiples of {self.divisor}, the next are {x} {y} {z}")
+        return replace(self.expects, shape=(x, y, z))
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted."""
@@ -74,13 +100,17 @@ class Contract:
                     f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
                     "export it again with this version"
                 )
-            contract = cls(**{**_exactly(cls, record), "expects": read_network_input(record["expects"])})
+            known = {"expects": read_network_input(record["expects"]), "outputs": tuple(record["outputs"])}
+            contract = cls(**{**_exactly(cls, record), **known})
         except (ValueError, KeyError, TypeError, UsageError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} carries a damaged contract ({error}): export the model again") from error
         if contract.field_unit != "voxel" or contract.field_maps != "fixed_to_moving":
             raise InputError(f"{path} predicts a {contract.field_unit} {contract.field_maps} field: not supported")
+        made = (contract.precision, contract.sizes, contract.outputs)
+        if any(value not in known for value, known in zip(made, (PRECISIONS, SIZES, OUTPUTS), strict=True)):
+            raise InputError(f"{path} is {' '.join(map(str, made))}: not supported, export it again")
         return contract
 
 

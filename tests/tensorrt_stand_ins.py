@@ -148,6 +148,8 @@ class FakeContext(Checked):
     def _compute(self) -> None:
         moving, fixed = (self._view(name, self._grid) for name in ("moving", "fixed"))
         self._view("field", (3, *self._grid))[:] = np.stack([moving, fixed, moving - 2 * fixed])
+        if "warped" in self._address:
+            self._view("warped", self._grid)[:] = -moving
 
     def _view(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.frombuffer(self._cuda.memory[self._address[name]], dtype=np.float32).reshape(shape)
@@ -158,16 +160,18 @@ class FakeEngine(Checked):
 
     real = tensorrt_rtx.ICudaEngine
 
-    def __init__(self, cuda: FakeCuda, grid: tuple[int, int, int], most: int = 1) -> None:
+    def __init__(self, cuda: FakeCuda, grid: tuple[int, int, int], most: int = 1, warps: bool = False) -> None:
         self._cuda, self._grid, self._most = cuda, grid, most
+        self.num_io_tensors = 4 if warps else 3
 
     num_io_tensors = 3
 
     def get_tensor_name(self, index):
-        return ("fixed", "moving", "field")[index]
+        return ("fixed", "moving", "field", "warped")[index]
 
     def get_tensor_mode(self, name):
-        return tensorrt_rtx.TensorIOMode.OUTPUT if name == "field" else tensorrt_rtx.TensorIOMode.INPUT
+        is_input = name in ("fixed", "moving")
+        return tensorrt_rtx.TensorIOMode.INPUT if is_input else tensorrt_rtx.TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name):
         return tensorrt_rtx.DataType.FLOAT
@@ -192,7 +196,9 @@ def images(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return moving.T, fixed.T
 
 
-def fake_module(cuda: FakeCuda, grid: tuple[int, int, int], captures_itself: bool, most: int = 1) -> SimpleNamespace:
+def fake_module(
+    cuda: FakeCuda, grid: tuple[int, int, int], captures_itself: bool, most: int = 1, warps: bool = False
+) -> SimpleNamespace:
     """``tensorrt`` or ``tensorrt_rtx`` that loads any plan as the stand-in engine."""
 
     class FakeRuntime(Checked):
@@ -202,7 +208,7 @@ def fake_module(cuda: FakeCuda, grid: tuple[int, int, int], captures_itself: boo
             assert isinstance(logger, tensorrt_rtx.ILogger)
 
         def deserialize_cuda_engine(self, plan):
-            return FakeEngine(cuda, grid, most) if plan else None
+            return FakeEngine(cuda, grid, most, warps) if plan else None
 
     names = ["ILogger", "IBuilderConfig", "ComputeCapability", *(["CudaGraphStrategy"] if captures_itself else [])]
     same = {name: getattr(tensorrt_rtx, name) for name in names}

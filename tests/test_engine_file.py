@@ -64,6 +64,8 @@ def record() -> EngineRecord:
         ),
         layers=5,
         build_s=1.25,
+        parity={"field_mm_max": 1e-3, "dice_difference": None},
+        compared_with="eager float32 network, validation pairs of the run",
         contract=contract,
         version="0.1.0",
         command=("ofg", "export"),
@@ -145,8 +147,9 @@ def test_a_record_is_read_strictly(record: EngineRecord, tmp_path: Path) -> None
     read_record(engine)
     cases: list[Any] = [{**good, key: "x"} for key in good]
     cases += [{k: v for k, v in good.items() if k != key} for key in good]
+    cases += [resealed(precision="fp16"), resealed(parity=[1]), resealed(parity={"field_mm_max": "small"})]
     cases += [resealed(extra=1), resealed(onnx="../model.onnx"), resealed(onnx="/model.onnx"), resealed(profile=3)]
-    cases += [resealed(contract={}), resealed(schema=2), resealed(tensors=[{"name": "x"}]), [], 3, None]
+    cases += [resealed(contract={}), resealed(schema=1), resealed(tensors=[{"name": "x"}]), [], 3, None]
     for case in cases:
         path.write_text(json.dumps(case))
         with pytest.raises(InputError, match=r"model\.engine\.json"):
@@ -167,9 +170,11 @@ def test_a_record_is_read_strictly(record: EngineRecord, tmp_path: Path) -> None
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeCuda]:
     """Put a stand-in GPU and TensorRT in place, for records of ``module``."""
 
-    def place(module: str = "tensorrt", captures_itself: bool = False, most: int = 1, **gpu: Any) -> FakeCuda:
+    def place(
+        module: str = "tensorrt", captures_itself: bool = False, most: int = 1, warps: bool = False, **gpu: Any
+    ) -> FakeCuda:
         cuda = FakeCuda(**gpu)
-        found = TensorRT(module, fake_module(cuda, (6, 8, 10), captures_itself, most))
+        found = TensorRT(module, fake_module(cuda, (6, 8, 10), captures_itself, most, warps))
         monkeypatch.setattr(cuda_leaf, "_api", lambda: cuda)
         monkeypatch.setattr(leaf, "find_module", lambda name: found if name == module else None)
         return cuda
@@ -206,13 +211,31 @@ def test_the_field_of_a_pair_comes_back_through_the_gpu(
         field = engine.predict(moving, fixed)
         assert calls[before:] == expected
         np.testing.assert_array_equal(field, np.stack([moving, fixed, moving - 2 * fixed]))
-    with pytest.raises(ValueError, match="not on the grid"):
+    with pytest.raises(ValueError, match="grid 10 8 6: this model takes 6 8 10 alone"):
         engine.predict(*(image.T for image in images(0)))
     before = len(calls)
     engine.close()
     assert calls[before:] == ["cudaGraphExecDestroy", *["cudaFree"] * 3, "cudaStreamDestroy"]
     engine.close()
     assert len(calls) == before + 5
+    assert cuda.memory == {}
+
+
+def test_the_warped_image_of_a_plan_stays_on_the_gpu(
+    record: EngineRecord, tmp_path: Path, fake: Callable[..., FakeCuda]
+) -> None:
+    cuda = fake(warps=True)
+    tensors = (*record.tensors, Tensor("warped", "output", "float32", (-1, 1, 6, 8, 10)))
+    contract = replace(record.contract, outputs=("field", "warped"))
+    engine = TensorRTEngine(write(fits(record, tensors=tensors, contract=contract), tmp_path), "cuda")
+    moving, fixed = images(0)
+    field = engine.predict(moving, fixed)
+    np.testing.assert_array_equal(field, np.stack([moving, fixed, moving - 2 * fixed]))
+    assert cuda.calls.count("cudaMalloc") == 4
+    assert cuda.calls.count("cudaMemcpyAsync") == 3  # two images there, one field back
+    [warped] = [np.frombuffer(cuda.memory[a], np.float32) for n, a in engine._session.address.items() if n == "warped"]
+    np.testing.assert_array_equal(warped.reshape(6, 8, 10), -moving)
+    engine.close()
     assert cuda.memory == {}
 
 

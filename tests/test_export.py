@@ -15,11 +15,10 @@ import torch
 from torch import nn
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
-from ofg_deploy.bench import bench
-from ofg_deploy.errors import InputError, ParityError, UsageError
+from ofg_deploy.errors import InputError, ParityError
 from ofg_deploy.export.onnx import Exported, check_graph, export_onnx, trace
-from ofg_deploy.export.parity import Tolerance, compare
-from ofg_deploy.export.source import from_checkpoint, from_run, synthetic_pair
+from ofg_deploy.export.parity import Tolerance, compare, synthetic_pair
+from ofg_deploy.export.source import from_checkpoint, from_run
 from ofg_deploy.export.topology import read_topology, topology
 from ofg_deploy.model_file import CONTRACT_KEY
 from ofg_deploy.serve.engine import open_engine
@@ -86,18 +85,13 @@ def test_contract_and_record(runs: dict[str, Run], models: dict[str, Exported]) 
     assert [v.name for v in model.graph.output] == ["field"]
 
 
-def test_guidance_leaves_no_trace_in_the_graph(models: dict[str, Exported], tmp_path: Path) -> None:
+def test_guidance_leaves_no_trace_in_the_graph(models: dict[str, Exported]) -> None:
     a, b = (read_topology(models[g].model) for g in ("ofg", "none"))
     assert a == b
     assert set(a.nodes) == {"Conv", "LeakyRelu", "Resize", "Concat"}
     assert a.nodes.count("Conv") == 12
     assert a.parameters == sum(p.numel() for p in VoxelMorph(EXPECTS.shape).parameters())
     assert models["ofg"].contract.weights_sha256 != models["none"].contract.weights_sha256
-    report = bench([models[g].model for g in ("ofg", "none")], 2, 1, 1, tmp_path / "bench.json", False)
-    assert json.loads((tmp_path / "bench.json").read_text()) == report
-    assert set(report["guidance"].values()) == {"ofg", "none"}
-    optimising = report["latency"]["test-time optimisation, 1 steps"]
-    assert optimising["p50_s"] > report["latency"][str(models["ofg"].model)]["p50_s"] > 0
 
 
 def test_topology_sees_wiring_and_settings_but_not_weights() -> None:
@@ -239,8 +233,6 @@ def test_bad_requests(
         (["export", folder, "--axes", "LIA", "-o", tmp_path / "m.onnx"], 2, "--axes"),
         (["export", folder, "--network", "voxelmorph", "-o", tmp_path / "m.onnx"], 2, "bare checkpoint"),
         (["export", folder, "--atol-mm", 0, "-o", tmp_path / "m.onnx"], 2, "above 0"),
-        (["bench", model, model, model], 2, "one or two"),
-        (["bench", best], 3, "not an .onnx"),
     ]:
         found, _, stderr = run_cli(line)
         assert found == code, (line, stderr)
@@ -250,13 +242,6 @@ def test_bad_requests(
     assert list(tmp_path.iterdir()) == [published]
 
 
-def test_a_model_for_another_grid_is_not_compared(models: dict[str, Exported], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save({"state_dict": VoxelMorph((16, 16, 16)).state_dict()}, tmp_path / "other.pt")
-    expects = replace(EXPECTS, shape=(16, 16, 16))
-    source = from_checkpoint(tmp_path / "other.pt", "voxelmorph", False, expects, None, tmp_path, lambda: None)
-    other = export_onnx(source, tmp_path / "other.onnx", Tolerance(), False, [])
-    with pytest.raises(UsageError, match="different networks or grids"):
-        bench([models["ofg"].model, other.model], 2, 1, 1, None, False)
+def test_a_model_is_kept_without_overwrite(runs: dict[str, Run], models: dict[str, Exported]) -> None:
     with pytest.raises(InputError, match="--overwrite"):
-        export_onnx(source, tmp_path / "other.onnx", Tolerance(), False, [])
+        export(runs["ofg"], models["ofg"].model)

@@ -108,13 +108,17 @@ def without(name: str, inside: str | None = None) -> dict:
         json.dumps(expects(shape="abc")),
         json.dumps(expects(spacing_mm=[1, 2, -3])),
         json.dumps(expects(spacing_mm=[1, 2, float("nan")])),
-        json.dumps(expects(init="rigid")),
+        json.dumps(expects(init="elastic")),
         json.dumps(expects(intensity={"kind": "zscore", "low": 0, "high": 1})),
         json.dumps(expects(intensity={"kind": "window"})),
         json.dumps(expects(intensity={})),
         json.dumps(expects(intensity="minmax")),
         json.dumps(record(field_unit="mm")),
         json.dumps(record(field_maps="moving_to_fixed")),
+        json.dumps(record(precision="fp8")),
+        json.dumps(record(sizes="any")),
+        json.dumps(record(outputs=["warped"])),
+        json.dumps(record(outputs=None)),
     ],
 )  # fmt: skip
 def test_any_other_contract_is_refused_with_the_files_name(text):

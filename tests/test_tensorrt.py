@@ -24,7 +24,7 @@ onnx = pytest.importorskip("onnx", reason="models are made with onnx (pip instal
 torch = pytest.importorskip("torch", reason="networks are traced with torch (pip install ofg-deploy[train])")
 rtx = pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt_rtx (pip install ofg-deploy[rtx])")
 
-from ofg_deploy.errors import DeviceError, InputError, UsageError
+from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.export import engine_cache
 from ofg_deploy.export.engine import EngineJob, export_engine
 from ofg_deploy.export.onnx import trace
@@ -297,11 +297,6 @@ def test_a_missing_sampler_is_refused_with_the_reason() -> None:
     other = refusal([parser_error("", "Det", "no"), parser_error("", "", "odd")], Path("m.onnx"), old)
     assert isinstance(other, InputError)
     assert "node 7 (Det): no; odd" in str(other)
-
-
-def test_no_precision_but_float32() -> None:
-    with pytest.raises(UsageError, match="fp16"):
-        BuildOptions(precision="fp16")
 
 
 # Progress

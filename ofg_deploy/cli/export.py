@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import InitOption, Overwrite, app
+from ofg_deploy.cli.app import InitOption, Overwrite, RecipeOption, app
 from ofg_deploy.errors import UsageError
 
 ModuleOption = Literal["auto", "tensorrt", "tensorrt_rtx"]
+PrecisionOption = Literal["fp32", "fp16", "bf16", "int8", "auto"]
 
 
 @app.command()
@@ -25,7 +26,13 @@ def export(
         Optional[bool],
         typer.Option("--diffeomorphic", help="A published checkpoint predicts a velocity: integrate it."),
     ] = None,
-    grid: Annotated[Optional[tuple[int, int, int]], typer.Option(help="Network grid of a bare checkpoint.")] = None,
+    recipe: Annotated[
+        Optional[RecipeOption], typer.Option(help="What a published checkpoint was trained on; options given here win.")
+    ] = None,
+    grid: Annotated[
+        Optional[tuple[int, int, int]],
+        typer.Option("--grid", "--shape", help="Network grid X Y Z; the one it was trained on if absent."),
+    ] = None,
     spacing: Annotated[
         Optional[tuple[float, float, float]],
         typer.Option(help="Spacing of a published checkpoint; 1 mm if absent."),
@@ -40,7 +47,16 @@ def export(
     pairs: Annotated[
         Optional[Path], typer.Option(help="Folder or list of real pairs to check a bare checkpoint on.")
     ] = None,
-    atol_mm: Annotated[float, typer.Option(help="Largest field error allowed, in mm.")] = 0.01,
+    with_warp: Annotated[
+        bool, typer.Option("--with-warp", help="The graph also returns the warped moving image.")
+    ] = False,
+    precision: Annotated[
+        Optional[PrecisionOption],
+        typer.Option(help="Arithmetic of the graph, fp32 if absent; auto: fp16, mixed or fp32, and says why."),
+    ] = None,
+    atol_mm: Annotated[
+        Optional[float], typer.Option(help="Largest field error allowed, in mm; that of the precision if absent.")
+    ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine, for the GPU here.")] = False,
     cpu_build: Annotated[
         bool, typer.Option("--cpu-build", help="Build the engine without a GPU (tensorrt_rtx), for --target.")
@@ -61,10 +77,13 @@ def export(
         raise UsageError("--cpu-build, --target, --trt-module, --max-batch and --rebuild go with --trt")
     if cpu_build != bool(target):
         raise UsageError("--cpu-build and --target go together: --cpu-build --target sm86,sm89,sm120")
+    if trt and precision == "int8":
+        raise UsageError("--trt --precision int8: int8 models are for the CPU runtimes, build engines of fp32 or fp16")
     from ofg_deploy.export import command
+    from ofg_deploy.export.request import BareOptions
     from ofg_deploy.export.toolchain import BuildOptions
 
-    options = command.BareOptions(network, diffeomorphic, grid, spacing, axes, intensity, init, pairs)
+    options = BareOptions(network, diffeomorphic, grid, spacing, axes, intensity, init, pairs, recipe)
     targets = tuple(part.strip() for part in target.split(",")) if target else ()
     engine = command.EngineOptions(BuildOptions(trt_module, targets, max_batch), rebuild) if trt else None
-    command.export(source, out, options, atol_mm, engine, overwrite)
+    command.export(source, out, options, atol_mm, engine, overwrite, precision, with_warp)

@@ -7,10 +7,9 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import DeviceOption, InitOption, app
+from ofg_deploy.cli.app import DeviceOption, InitOption, RecipeOption, app
 from ofg_deploy.errors import UsageError
 
-RecipeOption = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
 GuidanceOption = Literal["ofg", "none"]
 OptimiserOption = Literal["adam", "greedy"]
 SimilarityOption = Literal["ncc", "mse", "mind"]

@@ -6,58 +6,36 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import UsageError
 from ofg_deploy.export.engine import EngineJob, PublishedEngine, export_engine
 from ofg_deploy.export.onnx import Exported, export_onnx
 from ofg_deploy.export.parity import Tolerance
+from ofg_deploy.export.precision import Attempt, write_emulation
 from ofg_deploy.export.progress import BuildProgress, bars_on, terminal
-from ofg_deploy.export.source import ExportSource, from_checkpoint, from_run
+from ofg_deploy.export.request import BareOptions, find_source
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
-from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.outputs import check_writable
-from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.serve.engine_file import SUFFIX, record_path
-from ofg_deploy.train.checkpoint import load_checkpoint
 
 ROWS = {
     "field_vox_mean": "field error, mean (voxel)",
     "field_vox_p99": "field error, 99 % (voxel)",
+    "field_vox_p999": "field error, 99.9 % (voxel)",
     "field_vox_max": "field error, max (voxel)",
     "field_mm_mean": "field error, mean (mm)",
     "field_mm_p99": "field error, 99 % (mm)",
+    "field_mm_p999": "field error, 99.9 % (mm)",
     "field_mm_max": "field error, max (mm)",
     "warped_difference_max": "warped intensity, max (of 0..1)",
     "dice_difference": "Dice difference, max",
     "folding_difference_percent": "folding difference, max (%)",
 }
-
-
-@dataclass(frozen=True)
-class BareOptions:
-    """What a published checkpoint does not say about itself; ``pairs`` are real pairs to check it on.
-
-    None was not given: one of our own checkpoints knows, a published one has the default.
-    """
-
-    network: str | None
-    diffeomorphic: bool | None
-    grid: Shape | None
-    spacing_mm: Spacing | None
-    axes: str | None
-    intensity: str | None
-    init: Init | None
-    pairs: Path | None
-
-    def check_none(self, what: str) -> None:
-        """Raises UsageError if anything was given."""
-        given = [f"--{name.removesuffix('_mm')}" for name, value in asdict(self).items() if value is not None]
-        if given:
-            raise UsageError(f"{', '.join(given)}: these describe a bare checkpoint; {what} knows its own")
 
 
 @dataclass(frozen=True)
@@ -69,18 +47,29 @@ class EngineOptions:
 
 
 def export(
-    source: Path, out: Path | None, bare: BareOptions, atol_mm: float, engine: EngineOptions | None, overwrite: bool
+    source: Path,
+    out: Path | None,
+    bare: BareOptions,
+    atol_mm: float | None,
+    engine: EngineOptions | None,
+    overwrite: bool,
+    precision: str | None = None,
+    with_warp: bool = False,
 ) -> Exported | PublishedEngine:
     """Export a run or a checkpoint to ONNX, or a model of ours to an engine, and print what came of it.
 
     Raises as ``export.onnx.export_onnx`` and ``export.engine.export_engine``.
     """
     if source.suffix == ".onnx":
+        if with_warp:
+            raise UsageError(f"--with-warp: {source} is exported already, give the run or checkpoint it came from")
+        if precision or atol_mm is not None:
+            raise UsageError(f"{source} has its precision already: --precision and --atol-mm go with its export")
         return _export_engine(source, out or source.with_suffix(SUFFIX), bare, engine, overwrite)
     out = out or Path("model.onnx")
     if out.suffix != ".onnx":
         raise UsageError(f"--out {out} must end in .onnx")
-    if not atol_mm > 0:
+    if atol_mm is not None and not atol_mm > 0:
         raise UsageError(f"--atol-mm {atol_mm} must be above 0")
     plan = out.with_suffix(SUFFIX)
     check_writable([out, out.with_suffix(".json"), *([plan, record_path(plan)] if engine else [])], overwrite)
@@ -90,19 +79,27 @@ def export(
         if job:
             bars.print(f"engine: {job.tools}")
         preparing = bars.add_task("preparing validation pairs, tracing, comparing", total=None)
-        found = _source(source, bare, Path(scratch))
-        exported = export_onnx(found, out, Tolerance(atol_mm), overwrite, sys.argv, job)
+        found = find_source(source, bare, Path(scratch))
+        tolerance = Tolerance(atol_mm)
+        exported = export_onnx(found, out, tolerance, overwrite, sys.argv, job, precision or "fp32", with_warp)
         bars.remove_task(preparing)
-    table = Table(f"ONNX against eager, {exported.parity.pairs} pairs", "difference")
-    figures = asdict(exported.parity)
-    for key, name in ROWS.items():
-        table.add_row(name, "no labels" if figures[key] is None else f"{figures[key]:.2e}")
-    console.print(table)
+    for attempt in exported.attempts:
+        _print_attempt(console, attempt)
+    _print_parity(console, f"{exported.contract.precision} ONNX against eager", asdict(exported.parity))
+    _print_form(console, exported)
     console.print(f"model: {exported.model}\nrecord: {exported.record}", soft_wrap=True)
     if exported.engine:
         _print_engine(console, exported.engine)
     console.print(f"next: ofg register FIXED MOVING -m {out} -o OUT", soft_wrap=True)
     return exported
+
+
+def _print_form(console: Console, exported: Exported) -> None:
+    console.print(f"sizes: {exported.form.reason}", soft_wrap=True)
+    if elsewhere := exported.parity_elsewhere:
+        console.print(f"on another grid, one synthetic pair: field error at most {elsewhere.field_mm_max:.2e} mm")
+    if exported.warped_error is not None:
+        console.print(f"warped in the graph against our own sampler: at most {exported.warped_error:.2e} (of 0..1)")
 
 
 def _export_engine(
@@ -127,37 +124,37 @@ def _export_engine(
 def _job(engine: EngineOptions, bars: Progress) -> EngineJob:
     """Chosen first: what cannot be built here is said before any work."""
     progress = BuildProgress(bars)
-    return EngineJob(choose_toolchain(engine.build), sys.argv, engine.again, progress, progress.waiting)
+    return EngineJob(
+        choose_toolchain(engine.build), sys.argv, engine.again, progress, progress.waiting, write_emulation
+    )
+
+
+def _print_attempt(console: Console, attempt: Attempt) -> None:
+    """A precision that was stepped down from, or what is float32 in the one that holds; nothing to say otherwise."""
+    if not attempt.beyond and not attempt.float32_layers:
+        return
+    verdict = "; ".join(attempt.beyond) or "within its bounds"
+    console.print(f"{attempt.precision}{' mixed' if attempt.float32_layers else ''}: {verdict}", soft_wrap=True)
+    for layer, error in attempt.float32_layers.items():
+        console.print(f"  float32: {layer} (alone {error:.2e} mm at 99.9 %)", soft_wrap=True)
+
+
+def _print_parity(console: Console, title: str, figures: dict[str, Any]) -> None:
+    how = ", emulated" if figures["emulated"] else ""
+    table = Table(f"{title}{how}, {figures['pairs']} pairs", "difference")
+    for key, name in ROWS.items():
+        table.add_row(name, "no labels" if figures[key] is None else f"{figures[key]:.2e}")
+    console.print(table)
 
 
 def _print_engine(console: Console, published: PublishedEngine) -> None:
     how = f"built in {published.record.build_s:.1f} s" if published.built_now else "from the cache"
+    if published.record.parity:
+        _print_parity(console, f"engine against {published.record.compared_with}", published.record.parity)
+    else:
+        console.print(f"engine: {published.record.compared_with}", soft_wrap=True)
     megabytes = published.engine.stat().st_size / 1e6
     console.print(
         f"engine: {published.engine} ({megabytes:.1f} MB, {how})\nrecord: {record_path(published.engine)}",
         soft_wrap=True,
     )
-
-
-def _source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give a run folder of ofg train or a checkpoint")
-    if path.is_dir():
-        bare.check_none("a run folder")
-        return from_run(path, lambda: None)
-    own = load_checkpoint(path)
-    if own.expects is None and (bare.network is None or bare.grid is None):
-        raise UsageError(f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z")
-    default = own.expects or NetworkInput((2, 2, 2), (1.0, 1.0, 1.0), Intensity("minmax"), "affine")
-    expects = NetworkInput(
-        bare.grid or default.shape,
-        bare.spacing_mm or default.spacing_mm,
-        Intensity.parse(bare.intensity) if bare.intensity else default.intensity,
-        bare.init or default.init,
-        bare.axes or default.axes,
-    )
-    network = bare.network or str(own.network)
-    diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
-    if own.expects is not None and (own.network, own.expects) != (network, expects):
-        raise UsageError(f"{path} was trained as {own.network} on {own.expects}: leave out what says otherwise")
-    return from_checkpoint(path, network, diffeomorphic, expects, bare.pairs, scratch, lambda: None)

@@ -51,7 +51,6 @@ def build_once(
         "module": [tools.trt.name, tools.trt.version],
         "target": [tools.gpu, *tools.capabilities],
         "max_batch": tools.max_batch,
-        "precision": tools.precision,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     plan, facts = folder / "engines" / f"{name}.engine", folder / "engines" / f"{name}.json"

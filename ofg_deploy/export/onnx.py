@@ -13,16 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from onnxscript import optimizer
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import ParityError
 from ofg_deploy.export.engine import EngineJob, PublishedEngine, write_engine
-from ofg_deploy.export.parity import Parity, Tolerance, compare
+from ofg_deploy.export.form import GraphForm, choose_form, compare_elsewhere, elsewhere, largest_warp_error, runnable
+from ofg_deploy.export.parity import Parity, Predict, Reference, Tolerance
+from ofg_deploy.export.precision import Attempt, Gate
 from ofg_deploy.export.source import ExportSource
 from ofg_deploy.export.topology import topology, weights
-from ofg_deploy.model_file import CONTRACT_KEY, OPSET, SEAL_KEY, UNSEALED, Contract, SealedModel, seal
+from ofg_deploy.export.velocity import name_velocity
+from ofg_deploy.field import Field
+from ofg_deploy.model_file import MAX_BYTES, OPSET, OPSETS, Contract, SealedModel
 from ofg_deploy.outputs import check_writable, staged, to_json
-from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.engine_file import SUFFIX, record_path
 from ofg_deploy.train.checkpoint import weights_sha256
 from ofg_deploy.train.networks.base import RegistrationNetwork
@@ -33,12 +37,23 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Exported:
-    """What was published: the model, its record, the parity on ``pairs_from``, and the engine if one was asked."""
+    """What was published.
+
+    Attributes:
+        parity: on ``pairs_from`` of the source; ``parity_elsewhere`` on another grid, where the graph takes any.
+        attempts: the precisions that were tried.
+        warped_error: of the second output against our own sampler, if there is one.
+        engine: if one was asked.
+    """
 
     model: Path
     record: Path
     parity: Parity
     contract: Contract
+    attempts: tuple[Attempt, ...]
+    form: GraphForm
+    parity_elsewhere: Parity | None = None
+    warped_error: float | None = None
     engine: PublishedEngine | None = None
 
 
@@ -49,10 +64,16 @@ def export_onnx(
     overwrite: bool,
     command: list[str],
     engine_job: EngineJob | None = None,
+    precision: str = "fp32",
+    with_warp: bool = False,
 ) -> Exported:
     """Trace the network alone, prove it against the eager one in ONNX Runtime, then publish model and record.
 
-    With ``engine_job`` also a TensorRT engine of the model beside it: all files, or none.
+    With ``engine_job`` also a TensorRT engine of the model beside it: all files, or none. With ``with_warp`` the graph
+    also returns the warped moving image, checked against our own sampler.
+
+    Args:
+        precision: one of ``PRECISIONS``, or ``auto`` for the lowest of fp16 and fp32 within its bounds.
 
     Raises:
         ParityError: the graph holds something that is not inference of the network, or differs beyond ``tolerance``.
@@ -63,54 +84,88 @@ def export_onnx(
     beside = [plan, record_path(plan)] if engine_job else []
     check_writable([*beside, out, record], overwrite)
     network = source.network.eval()
+    form = choose_form(network, with_warp)
     contract = Contract(
         network=source.name,
         expects=source.expects,
         divisor=network.divisor,
         weights_sha256=weights_sha256(network.state_dict()),
         training=source.training,
+        sizes=form.sizes,
+        outputs=form.outputs,
     )
-    model = trace(network, source.expects.shape)
-    check_graph(model, network)
-    onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.to_json(), SEAL_KEY: UNSEALED})
-    model.producer_name, model.producer_version = "ofg_deploy", __version__
-    content = seal(model.SerializeToString())
-    published = None
+    deployed = network.inference_copy(form.sizes == "multiples", with_warp)
+    model = trace(deployed, source.expects.shape)
+    check_graph(model, deployed)
+    published = parity_elsewhere = warped_error = None
     with staged([*beside, out, record], overwrite) as [*partial_beside, partial, partial_record]:
-        partial.write_bytes(content)
-        engine = open_engine(partial, "cpu")
-        found = compare(
-            lambda moving, fixed: predict(network, moving, fixed, "cpu"), engine.predict, source.pairs, source.dice
-        )
-        found.check(tolerance)
-        shape = topology(model)
+        eager = _remembered(lambda moving, fixed: predict(network, moving, fixed, "cpu"))
+        what = f"eager float32 network, {source.pairs_from}"
+        reference = Reference(what, eager, source.pairs, source.dice, tolerance)
+        proven = Gate(reference, contract, partial.parent, source.calibration).prove(model, precision)
+        made = SealedModel(proven.content, proven.contract, OPSETS[proven.contract.precision])
+        partial.write_bytes(made.content)
+        bounds = tolerance.bounds(made.contract.precision)
+        if form.sizes == "multiples":
+            other = elsewhere(source.expects, network.divisor)
+            engine, made_in = runnable(partial), made.contract.precision
+            parity_elsewhere = compare_elsewhere(network, engine, other, tolerance, made_in)
+        if with_warp:
+            warped_error = largest_warp_error(runnable(partial), source.pairs, bounds.warped)
+        shape = topology(proven.model)
         sidecar = {
-            "schema": 1,
+            "schema": 2,
             "version": __version__,
             "command": command,
             "model": out.name,
-            "model_sha256": engine.model_sha256,
-            "contract": asdict(contract),
-            "opset": OPSET,
+            "model_sha256": made.sha256,
+            "contract": asdict(made.contract),
+            "opset": made.opset,
             "topology_sha256": shape.sha256,
             "nodes": len(shape.nodes),
             "parameters": shape.parameters,
-            "runtime": engine.runtime,
-            "parity": asdict(found),
+            "runtime": proven.runtime,
+            "parity": asdict(proven.parity),
+            "parity_in_runtime": asdict(proven.in_runtime) if proven.in_runtime else None,
             "parity_pairs": source.pairs_from,
-            "tolerance": asdict(tolerance),
+            "parity_elsewhere": parity_elsewhere and {"grid": other.shape, **asdict(parity_elsewhere)},
+            "warped_error": warped_error,
+            "tolerance": asdict(bounds),
+            "attempts": [asdict(attempt) for attempt in proven.attempts],
         }
         partial_record.write_text(to_json(sidecar))
         if engine_job:
-            sealed = SealedModel(content, contract, OPSET)
-            published = write_engine(sealed, out, engine_job, plan, partial_beside[0], partial_beside[1])
-    return Exported(out, record, found, contract, published)
+            published = write_engine(made, out, engine_job, plan, partial_beside[0], partial_beside[1], reference)
+    attempts = proven.attempts
+    return Exported(
+        out, record, proven.parity, made.contract, attempts, form, parity_elsewhere, warped_error, published
+    )
+
+
+def _remembered(network: Predict) -> Predict:
+    """Runs each pair once: several precisions are compared with it. The caller holds on to the pairs."""
+    fields: dict[int, Field] = {}
+
+    def field(moving: Any, fixed: Any) -> Field:
+        if id(moving) not in fields:
+            fields[id(moving)] = network(moving, fixed)
+        return fields[id(moving)]
+
+    return field
 
 
 def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """Inputs ``moving`` and ``fixed`` (N, 1, X, Y, Z), output ``field`` (N, 3, X, Y, Z); any batch size N."""
+    """Inputs ``moving`` and ``fixed`` (N, 1, X, Y, Z), output ``field`` (N, 3, X, Y, Z); any batch size N.
+
+    A copy for any size has multiples of its divisor for X, Y, Z, whatever ``shape`` is; one with a sampler has a second
+    output ``warped`` (N, 1, X, Y, Z).
+    """
+    dynamic = {0: torch.export.Dim("N")}
+    if network.any_size:
+        divisor = network.divisor
+        shape = (2 * divisor, 3 * divisor, 4 * divisor)
+        dynamic |= {axis: divisor * torch.export.Dim(name) for axis, name in zip((2, 3, 4), "XYZ", strict=True)}
     example = torch.zeros(2, 1, *shape)
-    batch = {0: torch.export.Dim("N")}
     with warnings.catch_warnings():
         # The exporter deprecates parts of itself while running; nothing a user of this command could act on.
         warnings.simplefilter("ignore")
@@ -119,8 +174,8 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
             network.inference_copy(),
             (example, example.clone()),
             input_names=["moving", "fixed"],
-            output_names=["field"],
-            dynamic_shapes={"moving": batch, "fixed": batch},
+            output_names=["field"] if network.sampler is None else ["field", "warped"],
+            dynamic_shapes={"moving": dynamic, "fixed": dynamic},
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -128,7 +183,11 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
         )
     if program is None:
         raise ParityError("the network could not be traced")
+    # The exporter itself folds small constants alone.
+    optimizer.fold_constants(program.model, input_size_limit=MAX_BYTES, output_size_limit=MAX_BYTES)
     model: onnx.ModelProto = program.model_proto
+    if network.integrate is not None:
+        name_velocity(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.export.parity import synthetic_pair
 from ofg_deploy.field import Field
-from ofg_deploy.geometry import Grid
+from ofg_deploy.geometry import Shape
 from ofg_deploy.preprocess import NetworkInput, PreparedPair
 from ofg_deploy.train.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ofg_deploy.train.dataset import PairFiles, PairList, check_pairs, find_pairs, load_cached, prepare_all
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
-from ofg_deploy.train.networks import build_network
+from ofg_deploy.train.networks import build_network, network_class
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.run import Run
 
 MAX_PARITY_PAIRS = 5
+MAX_CALIBRATION_PAIRS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,7 @@ class ExportSource:
     Attributes:
         dice: per pair, mean Dice of a field on the network's grid, or None without labels.
         pairs_from: where the pairs came from, for the record.
+        calibration: prepares the training pairs that int8 takes its ranges from; none without real pairs.
     """
 
     network: RegistrationNetwork
@@ -42,20 +43,60 @@ class ExportSource:
     pairs: list[PreparedPair]
     dice: list[Callable[[Field], float] | None]
     pairs_from: str
+    calibration: Callable[[], list[PreparedPair]] = list
 
 
-def from_run(folder: Path, advance: Callable[[], None]) -> ExportSource:
-    """The best checkpoint of a run, and its validation pairs. Raises InputError if there is none."""
+def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = None) -> ExportSource:
+    """The best checkpoint of a run, and its validation pairs.
+
+    Args:
+        grid: to export for, at the same spacing, instead of the one it was trained on.
+
+    Raises:
+        InputError: there is none. UsageError: the network or its weights do not take ``grid``.
+    """
     run = Run(folder)
     config, pairs, cache = run.read()
-    network = build_network(config.network, config.expects.shape, config.diffeomorphic)
+    expects = on_grid(config.expects, config.network, grid)
+    network = build_network(config.network, expects.shape, config.diffeomorphic)
     checkpoint = load_checkpoint(run.best)
     load_weights(network, checkpoint.state, run.best)
     _check_finite(network, run.best)
     chosen = (pairs.validation or pairs.training)[:MAX_PARITY_PAIRS]
-    prepared, dice = _prepared(list(chosen), config.expects, cache, advance)
+    prepared, dice = prepare_pairs(list(chosen), expects, cache, advance)
     where = "validation pairs of the run" if pairs.validation else "training pairs of the run"
-    return ExportSource(network, config.network, config.expects, checkpoint.training or {}, prepared, dice, where)
+    training = list(pairs.training[:MAX_CALIBRATION_PAIRS])
+    return ExportSource(
+        network,
+        config.network,
+        expects,
+        _provenance(checkpoint, expects),
+        prepared,
+        dice,
+        where,
+        lambda: prepare_pairs(training, expects, cache, advance)[0],
+    )
+
+
+def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInput:
+    """What a network trained on ``expects`` expects on another grid of the same spacing; None keeps its own.
+
+    Raises:
+        UsageError: its weights belong to the places of the grid it was trained on.
+    """
+    architecture = network_class(name)
+    if grid is None:
+        return expects
+    if architecture.weights_know_grid and architecture.padded_grid(grid) != architecture.padded_grid(expects.shape):
+        given, own = (" ".join(map(str, shape)) for shape in (grid, expects.shape))
+        raise UsageError(f"--grid {given}: {name} has learned the places of its grid {own}, train it on the new grid")
+    return replace(expects, shape=grid)
+
+
+def _provenance(checkpoint: Checkpoint, expects: NetworkInput) -> dict[str, Any]:
+    """How the weights came about, and on what grid if not the one exported for."""
+    training, trained = checkpoint.training or {}, checkpoint.expects
+    return training if trained is None or trained.shape == expects.shape else {**training, "grid": list(trained.shape)}
 
 
 def from_checkpoint(
@@ -73,21 +114,22 @@ def from_checkpoint(
     _check_form(checkpoint, path, diffeomorphic)
     load_weights(network, checkpoint.state, path)
     _check_finite(network, path)
-    training = checkpoint.training or {"source": path.name, "diffeomorphic": diffeomorphic}
+    training = _provenance(checkpoint, expects) or {"source": path.name, "diffeomorphic": diffeomorphic}
     if pairs is None:
         return ExportSource(network, name, expects, training, [synthetic_pair(expects)], [None], "one synthetic pair")
     found: PairList = check_pairs(find_pairs(pairs, None, MAX_PARITY_PAIRS, seed=0), skip_bad=False)[0]
-    prepared, dice = _prepared(list(found.validation[:MAX_PARITY_PAIRS]), expects, cache, advance)
-    return ExportSource(network, name, expects, training, prepared, dice, str(pairs))
-
-
-def synthetic_pair(expects: NetworkInput) -> PreparedPair:
-    """Two different smooth random images in 0..1 on the network's grid, always the same ones."""
-    rng = np.random.default_rng(0)
-    smooth = [gaussian_filter(rng.standard_normal(expects.shape), 2.0) for _ in range(2)]
-    fixed, moving = (((s - s.min()) / (s.max() - s.min())).astype(np.float32) for s in smooth)
-    grid = Grid(expects.shape, np.diag([*expects.spacing_mm, 1.0]))
-    return PreparedPair(fixed, moving, grid, np.eye(4), overlap=1.0, outside=0.0)
+    prepared, dice = prepare_pairs(list(found.validation[:MAX_PARITY_PAIRS]), expects, cache, advance)
+    others = list(found.training[:MAX_CALIBRATION_PAIRS])
+    return ExportSource(
+        network,
+        name,
+        expects,
+        training,
+        prepared,
+        dice,
+        str(pairs),
+        lambda: prepare_pairs(others, expects, cache, advance)[0],
+    )
 
 
 def _check_finite(network: RegistrationNetwork, path: Path) -> None:
@@ -107,9 +149,10 @@ def _check_form(checkpoint: Checkpoint, path: Path, diffeomorphic: bool) -> None
         raise UsageError(f"{path} was trained {found} --diffeomorphic: export it the same way")
 
 
-def _prepared(
+def prepare_pairs(
     pairs: list[PairFiles], expects: NetworkInput, cache: Path, advance: Callable[[], None]
 ) -> tuple[list[PreparedPair], list[Callable[[Field], float] | None]]:
+    """Pairs as the network sees them, and for each the mean Dice of a field, or None without labels."""
     prepared = [load_cached(file) for file in prepare_all(pairs, expects, cache, 1, advance)]
     dice: list[Callable[[Field], float] | None] = []
     for files, pair in zip(pairs, prepared, strict=True):

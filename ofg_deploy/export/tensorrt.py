@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from ofg_deploy.errors import DeviceError, InputError, OfgError
 from ofg_deploy.export.toolchain import Toolchain
-from ofg_deploy.model_file import OPSET, SealedModel
+from ofg_deploy.geometry import Shape
+from ofg_deploy.model_file import OPSETS, SealedModel
 from ofg_deploy.outputs import write_bytes
-from ofg_deploy.serve.engine_file import Range, Tensor
+from ofg_deploy.serve.engine_file import CHANNELS, Range, Tensor
 from ofg_deploy.serve.tensorrt import TensorRT, dtype_name
 
 MAX_LISTED = 3
@@ -65,8 +66,9 @@ def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progre
     """
     start = time.perf_counter()
     trt, module = tools.trt, tools.trt.module
-    if model.opset != OPSET:  # the parsers take any number, and read the graph as they please
-        raise InputError(f"{path} has ONNX opset {model.opset}, engines are built from {OPSET}: export it again")
+    expected = OPSETS[model.contract.precision]
+    if model.opset != expected:  # the parsers take any number, and read the graph as they please
+        raise InputError(f"{path} has ONNX opset {model.opset}, engines are built from {expected}: export it again")
     builder = module.Builder(trt.log)
     # Needed by 10 and by RTX; 11 knows strong typing alone and ignores it.
     strongly_typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -76,7 +78,7 @@ def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progre
         raise refusal([parser.get_error(i) for i in range(parser.num_errors)], path, trt)
     tensors = _check_tensors(network, model, path)
     config = builder.create_builder_config()
-    profile = _add_profile(builder, config, tensors, tools.max_batch)
+    profile = _add_profile(builder, config, model.contract.expects.shape, tools.max_batch)
     _set_targets(config, tools)
     config.clear_flag(module.BuilderFlag.TF32)  # on by default; it would round inputs to 10 bits in silence
     if trt.times_tactics:
@@ -122,29 +124,26 @@ def _check_tensors(network: Any, model: SealedModel, path: Path) -> tuple[Tensor
     ):
         values = map(get, range(count))
         found += [Tensor(value.name, mode, dtype_name(value.dtype), tuple(value.shape)) for value in values]
-    grid = model.contract.expects.shape
-    expected = {
-        Tensor("moving", "input", "float32", (-1, 1, *grid)),
-        Tensor("fixed", "input", "float32", (-1, 1, *grid)),
-        Tensor("field", "output", "float32", (-1, 3, *grid)),
-    }
+    contract = model.contract
+    grid = contract.expects.shape if contract.sizes == "fixed" else (-1, -1, -1)
+    expected = {Tensor(name, "input", "float32", (-1, 1, *grid)) for name in ("moving", "fixed")}
+    expected |= {Tensor(name, "output", "float32", (-1, CHANNELS[name], *grid)) for name in contract.outputs}
     if set(found) != expected:
         given = ", ".join(f"{t.mode} {t.name} {t.dtype} {t.shape}" for t in found) or "none"
         raise InputError(
-            f"{path} has tensors {given}; a registration network on {grid} has moving, fixed (N, 1, X, Y, Z) "
-            "and field (N, 3, X, Y, Z) in float32: export it again"
+            f"{path} has tensors {given}; its contract says moving, fixed -> {', '.join(contract.outputs)} "
+            f"in float32, (N, channels, X, Y, Z) with X, Y, Z {grid}: export it again"
         )
     return tuple(found)
 
 
-def _add_profile(builder: Any, config: Any, tensors: tuple[Tensor, ...], max_batch: int) -> dict[str, Range]:
+def _add_profile(builder: Any, config: Any, grid: Shape, max_batch: int) -> dict[str, Range]:
+    """The contract's grid alone, also where the graph would take others: kernels are chosen for it."""
     profile = builder.create_optimization_profile()
-    shapes: dict[str, Range] = {}
-    for tensor in tensors:
-        if tensor.mode == "input":
-            one, most = (1, *tensor.shape[1:]), (max_batch, *tensor.shape[1:])
-            shapes[tensor.name] = (one, one, most)
-            profile.set_shape(tensor.name, *shapes[tensor.name])
+    one, most = (1, 1, *grid), (max_batch, 1, *grid)
+    shapes: dict[str, Range] = {name: (one, one, most) for name in ("moving", "fixed")}
+    for name, sizes in shapes.items():
+        profile.set_shape(name, *sizes)
     config.add_optimization_profile(profile)
     return shapes
 

@@ -11,7 +11,6 @@ from ofg_deploy.serve.cuda import present_gpu
 from ofg_deploy.serve.tensorrt import NAMES, TensorRT, find_module, installed
 
 ModuleChoice = Literal["auto", "tensorrt", "tensorrt_rtx"]
-PRECISIONS = ("fp32",)
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class BuildOptions:
         module: what builds it; ``auto`` takes ``tensorrt`` for the GPU here and whichever can for ``targets``.
         targets: compute capabilities (``sm86``) to build for without a GPU, all in one plan; none for the GPU here.
         max_batch: most pairs at once; the profile is best at 1.
-        precision: of the arithmetic; ``fp32`` is float32 throughout, TF32 included in what it excludes.
 
     Raises:
         UsageError: a value out of range.
@@ -31,13 +29,10 @@ class BuildOptions:
     module: ModuleChoice = "auto"
     targets: tuple[str, ...] = ()
     max_batch: int = 1
-    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.module not in get_args(ModuleChoice):
             raise UsageError(f"--trt-module {self.module!r} is unknown: use {', '.join(get_args(ModuleChoice))}")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"precision {self.precision!r} is unknown: use {', '.join(PRECISIONS)}")
         for target in self.targets:
             if not re.fullmatch(r"sm\d{2,3}", target):
                 raise UsageError(f"--target {target!r}: give compute capabilities as in sm86,sm89,sm120")
@@ -55,7 +50,6 @@ class Toolchain:
     gpu: str | None
     capabilities: tuple[str, ...]
     max_batch: int
-    precision: str
 
     def __str__(self) -> str:
         return f"{self.trt} for {' '.join(self.capabilities)}{f' ({self.gpu})' if self.gpu else ''}"
@@ -77,10 +71,10 @@ def choose_toolchain(options: BuildOptions) -> Toolchain:
             offers = "; ".join(f"{trt} offers {' '.join(trt.targets) or 'none'}" for trt in found)
             raise DeviceError(f"--target {','.join(options.targets)} cannot be built without a GPU: {offers}")
         targets = tuple(sorted(options.targets, key=lambda t: int(t[2:])))
-        return Toolchain(able[0], None, targets, options.max_batch, options.precision)
+        return Toolchain(able[0], None, targets, options.max_batch)
     gpu = present_gpu()
     able = [trt for trt in found if not trt.targets or gpu.capability in trt.targets]
     if not able:
         offers = "; ".join(f"{trt} offers {' '.join(trt.targets)}" for trt in found)
         raise DeviceError(f"{gpu.name} is {gpu.capability}: {offers}: install tensorrt")
-    return Toolchain(able[0], gpu.name, (gpu.capability,), options.max_batch, options.precision)
+    return Toolchain(able[0], gpu.name, (gpu.capability,), options.max_batch)

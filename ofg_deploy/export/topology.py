@@ -13,6 +13,9 @@ import onnx
 
 from ofg_deploy.model_file import read_sealed
 
+FLOATING = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}  # their inputs: integer weights and biases, scales, zero points
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -35,10 +38,12 @@ def read_topology(path: Path) -> Topology:
 
 
 def weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The stored floating-point tensors that are not the scales of a resize."""
+    """The stored floating-point and quantised tensors that are not the scales of a resize."""
     scales = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
-    kinds = {t.name: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind for t in model.graph.initializer}
-    return [t for t in model.graph.initializer if kinds[t.name] == "f" and t.name not in scales]
+    quantised = {name for node in model.graph.node if node.op_type in QUANTISATION for name in node.input}
+    return [
+        t for t in model.graph.initializer if t.name not in scales and (t.data_type in FLOATING or t.name in quantised)
+    ]
 
 
 def topology(model: onnx.ModelProto) -> Topology:

@@ -19,6 +19,7 @@ from ofg_deploy.outputs import write_bytes
 from ofg_deploy.preprocess import NetworkInput
 
 SCHEMA = 2  # 2: the axes of the network's grid
+WRAPPER = "module."
 FROM_SHAPE = (".grid", ".relative_position_index")  # published buffers that follow from the shape
 
 # Published checkpoints record their best Dice as a numpy scalar, under the module names of numpy 1 and 2.
@@ -86,7 +87,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{path} holds no state_dict of tensors")
     if "schema" not in record:
-        return Checkpoint(state)
+        return Checkpoint(_unwrapped(state))
     if record["schema"] != SCHEMA:
         raise InputError(f"{path} has checkpoint schema {record['schema']}, this version reads {SCHEMA}")
     try:
@@ -94,6 +95,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(state, record["network"], expects, record["training"], record["resume"])
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise InputError(f"{path} has a damaged record ({error})") from error
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the prefix that torch's DataParallel puts before every name."""
+    if not all(name.startswith(WRAPPER) for name in state):
+        return state
+    return {name.removeprefix(WRAPPER): value for name, value in state.items()}
 
 
 def load_weights(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
-from ofg_deploy.train.networks.velocity import VelocityIntegration
+from ofg_deploy.train.networks.velocity import Sampler, VelocityIntegration
 
 
 class HeavyBlock(nn.Module):
@@ -65,6 +65,11 @@ class RegistrationNetwork(nn.Module):
         divisor: what it computes on has axes that are multiples of this; planned grids are rounded up to it.
         minimum: fewest voxels along an axis.
         operators: operators of the exported graph of the plain form on a grid that needs no padding.
+        size_operators: those it needs besides to take any size.
+        fully_convolutional: nothing in it knows its grid, so one graph does for all multiples of the divisor.
+        weights_know_grid: its weights belong to the places of one padded grid.
+        any_size: this copy takes multiples of the divisor, whatever its grid (see ``inference_copy``).
+        sampler: this copy returns the warped moving image beside the field.
 
     Raises:
         UsageError: the grid is too small.
@@ -73,6 +78,11 @@ class RegistrationNetwork(nn.Module):
     divisor: ClassVar[int]
     minimum: ClassVar[int] = 8
     operators: ClassVar[frozenset[str]]
+    size_operators: ClassVar[frozenset[str]] = frozenset()
+    fully_convolutional: ClassVar[bool] = False
+    weights_know_grid: ClassVar[bool] = False
+    any_size: bool = False
+    sampler: Sampler | None
 
     def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
         super().__init__()
@@ -80,6 +90,7 @@ class RegistrationNetwork(nn.Module):
         self.grid = grid
         self.padded = self.padded_grid(grid)
         self.integrate = VelocityIntegration(grid) if diffeomorphic else None
+        self.sampler = None  # a class attribute would hide the module set later
 
     @classmethod
     def padded_grid(cls, grid: Shape) -> Shape:
@@ -97,10 +108,14 @@ class RegistrationNetwork(nn.Module):
         """(N, 2, *padded), channels moving and fixed -> (N, 3, *padded) voxels. What an architecture implements."""
         raise NotImplementedError
 
-    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """(N, 1, X, Y, Z) twice -> field (N, 3, X, Y, Z), voxels, array-axis order, fixed voxel -> moving voxel."""
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """(N, 1, X, Y, Z) twice -> field (N, 3, X, Y, Z), voxels, array-axis order, fixed voxel -> moving voxel.
+
+        With a ``sampler`` (field, warped), the latter (N, 1, X, Y, Z).
+        """
         predicted = self._predict(moving, fixed)
-        return predicted if self.integrate is None else self.integrate(predicted)
+        field = predicted if self.integrate is None else self.integrate(predicted)
+        return field if self.sampler is None else (field, self.sampler(moving, field))
 
     def velocity(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Stationary velocity (N, 3, X, Y, Z) of the diffeomorphic form, voxels per unit time, array-axis order.
@@ -121,6 +136,8 @@ class RegistrationNetwork(nn.Module):
             self.operators
             | (frozenset() if self.padded == self.grid else {"Pad", "Slice"})
             | (frozenset() if self.integrate is None else self.integrate.operators)
+            | (self.size_operators if self.any_size else frozenset())
+            | (frozenset() if self.sampler is None else self.sampler.operators)
         )
 
     @property
@@ -134,15 +151,28 @@ class RegistrationNetwork(nn.Module):
             if isinstance(block, HeavyBlock):
                 block.recompute = wanted
 
-    def inference_copy(self) -> RegistrationNetwork:
-        """A copy for evaluation alone, each batch norm folded into the convolution before it."""
+    def inference_copy(self, any_size: bool = False, with_warp: bool = False) -> RegistrationNetwork:
+        """A copy for evaluation alone, each batch norm folded into the convolution before it.
+
+        Args:
+            any_size: it takes grids of multiples of the divisor; only a plain, fully convolutional network can.
+            with_warp: it returns the warped moving image too.
+        """
         copy = deepcopy(self).eval()
+        if any_size:
+            assert self.fully_convolutional
+            assert self.integrate is None
+            copy.any_size = True
+        if with_warp:
+            copy.sampler = Sampler(self.grid)
         for module in copy.modules():
             if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm3d):
                 module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
         return copy
 
     def _predict(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        if self.any_size:
+            return self.predict(torch.cat([moving, fixed], dim=1))
         for image in (moving, fixed):
             if tuple(image.shape[1:]) != (1, *self.grid):
                 raise ValueError(f"expected (N, 1, {', '.join(map(str, self.grid))}), got {tuple(image.shape)}")

@@ -7,6 +7,7 @@ from torch import nn
 
 from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
+from ofg_deploy.train.networks.convolution import Conv3d
 
 START = 8
 
@@ -15,7 +16,7 @@ class Conv(nn.Sequential, HeavyBlock):
     """3x3x3 convolution, then PReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
-        super().__init__(nn.Conv3d(channels_in, channels_out, 3, stride, padding=1), nn.PReLU())
+        super().__init__(Conv3d(channels_in, channels_out, 3, stride, padding=1), nn.PReLU())
 
 
 class Up(nn.Sequential, HeavyBlock):
@@ -30,9 +31,9 @@ class LargeKernel(HeavyBlock):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layer_regularKernel = nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1))
-        self.layer_largeKernel = nn.Sequential(nn.Conv3d(channels, channels, 5, padding=2))
-        self.layer_oneKernel = nn.Sequential(nn.Conv3d(channels, channels, 1))
+        self.layer_regularKernel = nn.Sequential(Conv3d(channels, channels, 3, padding=1))
+        self.layer_largeKernel = nn.Sequential(Conv3d(channels, channels, 5, padding=2))
+        self.layer_oneKernel = nn.Sequential(Conv3d(channels, channels, 1))
         self.layer_nonlinearity = nn.PReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,6 +45,8 @@ class LKUNet(RegistrationNetwork):
     """A U-Net of four levels with large kernels in the encoder."""
 
     divisor = 16
+    fully_convolutional = True
+    size_operators = frozenset({"Shape", "Cast", "Sub", "Reshape"})
     operators = frozenset({"Conv", "ConvTranspose", "PRelu", "Add", "Concat", "Mul", "Abs", "Div"})
 
     def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
@@ -58,12 +61,10 @@ class LKUNet(RegistrationNetwork):
         self.up2, self.dc3, self.dc4 = Up(4 * c), Conv(8 * c, 4 * c), Conv(4 * c, 2 * c)
         self.up3, self.dc5, self.dc6 = Up(2 * c), Conv(4 * c, 4 * c), Conv(4 * c, 2 * c)
         self.up4, self.dc7, self.dc8 = Up(2 * c), Conv(3 * c, 2 * c), Conv(2 * c, 2 * c)
-        self.dc9 = nn.Sequential(nn.Conv3d(2 * c, 3, 3, padding=1, bias=False), nn.Softsign())
+        self.dc9 = nn.Sequential(Conv3d(2 * c, 3, 3, padding=1, bias=False), nn.Softsign())
         # Published checkpoints carry a second head, which nothing uses: without a gradient, or processes wait for it.
-        self.dc10 = nn.Sequential(nn.Conv3d(2 * c, 3, 3, padding=1, bias=False), nn.Softsign()).requires_grad_(False)
-        # -1..1 spans the volume from the first to the last voxel centre.
-        half_extent = torch.tensor([(n - 1) / 2 for n in self.padded]).view(1, 3, 1, 1, 1)
-        self.register_buffer("half_extent_vox", half_extent, persistent=False)
+        self.dc10 = nn.Sequential(Conv3d(2 * c, 3, 3, padding=1, bias=False), nn.Softsign()).requires_grad_(False)
+        self.register_buffer("half_extent_vox", _half_extent(torch.tensor(self.padded)), persistent=False)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         e0 = self.ec1(self.eninput(images))
@@ -75,4 +76,16 @@ class LKUNet(RegistrationNetwork):
         x = self.dc4(self.dc3(torch.cat([self.up2(x), e2], dim=1)))
         x = self.dc6(self.dc5(torch.cat([self.up3(x), e1], dim=1)))
         x = self.dc8(self.dc7(torch.cat([self.up4(x), e0], dim=1)))
-        return self.dc9(x) * self.half_extent_vox
+        return self.dc9(x) * (_half_extent(_sizes(images)) if self.any_size else self.half_extent_vox)
+
+
+def _half_extent(sizes: torch.Tensor) -> torch.Tensor:
+    """Voxels for one normalised unit: -1..1 spans the volume from the first to the last voxel centre."""
+    return ((sizes.float() - 1) / 2).view(1, 3, 1, 1, 1)
+
+
+def _sizes(images: torch.Tensor) -> torch.Tensor:
+    """(X, Y, Z) of the images; in a graph one node, where the exporter would write ten."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic("Shape", (images,), {"start": 2}, dtype=torch.int64, shape=(3,), version=20)
+    return torch.tensor(images.shape[2:])

@@ -19,6 +19,7 @@ from ofg_deploy.train.networks.base import HeavyBlock
 PATCH = 4
 MLP_RATIO = 4
 DROP_PATH = 0.3  # of the last block; rises linearly from 0 at the first
+SIDES = 6  # of a query or key: what masks, see WindowLayout
 MASK_SCORE = 100.0  # subtracted from a score for each axis on which two tokens must not meet
 
 # In which order the published weights expect the eight corners of a 2x2x2 cell.
@@ -33,12 +34,13 @@ class WindowLayout(nn.Module):
     Attributes:
         rows: (windows * N,) token of each place; L stands for a padded place.
         places: (L,) where in ``rows`` each token is.
-        query_sides, key_sides: (1, windows, 1, N, 6), or None without a shift. Their product is -100 for each axis on
-            which one token came around the end of the grid and the other did not, and exactly 0 otherwise: appended to
-            queries and keys it masks what must not meet, without a (windows, N, N) mask.
+        query_sides, key_sides: (1, windows, 1, N, channels + 6), or None without a shift. The product of their last six
+            is -100 for each axis on which one token came around the end of the grid and the other did not, and exactly
+            0 otherwise: added to queries and keys of ``channels`` with six zeros behind, they mask what must not meet,
+            without a (windows, N, N) mask.
     """
 
-    def __init__(self, shape: Shape, window: Shape, shift: Shape) -> None:
+    def __init__(self, shape: Shape, window: Shape, shift: Shape, channels: int) -> None:
         super().__init__()
         padded = [-(-n // w) * w for n, w in zip(shape, window, strict=True)]
         self.windows, self.size = prod(padded) // prod(window), prod(window)
@@ -55,8 +57,9 @@ class WindowLayout(nn.Module):
             around = torch.stack([_cut(a, window) for a in torch.meshgrid(*axes, indexing="ij")], dim=-1).float()
             around = around.view(1, self.windows, 1, self.size, 3)
             root = MASK_SCORE**0.5
-            self.register_buffer("query_sides", torch.cat([around, 1 - around], dim=-1) * -root, persistent=False)
-            self.register_buffer("key_sides", torch.cat([1 - around, around], dim=-1) * root, persistent=False)
+            query, key = (torch.cat(sides, dim=-1) for sides in ((around, 1 - around), (1 - around, around)))
+            self.register_buffer("query_sides", functional.pad(query * -root, (channels, 0)), persistent=False)
+            self.register_buffer("key_sides", functional.pad(key * root, (channels, 0)), persistent=False)
 
 
 class WindowAttention(nn.Module):
@@ -67,6 +70,7 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.empty(prod(2 * w - 1 for w in window), heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("known_bias", None, persistent=False)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
@@ -77,10 +81,21 @@ class WindowAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, channels)).transpose(2, 3) for t in self.qkv(x).chunk(3, dim=-1))
         q = q * channels**-0.5
         if layout.query_sides is not None:
-            q, k = _append(q, layout.query_sides), _append(k, layout.key_sides)
-        bias = functional.embedding(relative, self.relative_position_bias_table).permute(2, 0, 1)
+            q, k = (
+                functional.pad(t, (0, SIDES)) + sides for t, sides in ((q, layout.query_sides), (k, layout.key_sides))
+            )
+        bias = self.bias(relative) if self.known_bias is None else self.known_bias
         x = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
         return self.proj(x.transpose(2, 3).flatten(-2))
+
+    def bias(self, relative: torch.Tensor) -> torch.Tensor:
+        """(heads, size, size) of each pair of tokens."""
+        return functional.embedding(relative, self.relative_position_bias_table).permute(2, 0, 1)
+
+    def freeze_bias(self, relative: torch.Tensor) -> None:
+        """For inference: look it up once, so that a graph holds the bias and not its table."""
+        self.known_bias = self.bias(relative).detach().contiguous()
+        del self.relative_position_bias_table
 
 
 class Mlp(nn.Module):
@@ -155,7 +170,7 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(channels, heads, window, rate) for rate in drop_path)
         shifts = [(0, 0, 0), tuple(w // 2 for w in window)]
-        self.layouts = nn.ModuleList(WindowLayout(shape, window, shift) for shift in shifts)
+        self.layouts = nn.ModuleList(WindowLayout(shape, window, shift, channels // heads) for shift in shifts)
 
     def forward(self, x: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
         for index, block in enumerate(self.blocks):
@@ -212,11 +227,6 @@ def _cut(volume: torch.Tensor, window: Shape) -> torch.Tensor:
     a, b, c = (n // w for n, w in zip(volume.shape, window, strict=True))
     x, y, z = window
     return volume.reshape(a, x, b, y, c, z).permute(0, 2, 4, 1, 3, 5).flatten()
-
-
-def _append(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
-    """Concatenation along the last axis, the constant being the same for each sample: needs no ``expand``."""
-    return functional.pad(x, (0, constant.shape[-1])) + functional.pad(constant, (x.shape[-1], 0))
 
 
 def _relative_positions(window: Shape) -> torch.Tensor:

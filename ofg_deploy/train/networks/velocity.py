@@ -1,4 +1,7 @@
-"""Flow of a stationary velocity by scaling and squaring (Arsigny et al., MICCAI 2006; Dalca et al., MedIA 2019)."""
+"""Flow of a stationary velocity by scaling and squaring (Arsigny et al., MICCAI 2006; Dalca et al., MedIA 2019).
+
+And the sampler an exported graph may carry: both sample on a lattice that is a constant of the grid.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,9 @@ class VelocityIntegration(nn.Module):
         super().__init__()
         self.grid = grid
         self.half = tuple(n // 2 for n in grid)
-        axes = [torch.linspace(-1, 1, m) for m in self.half]
-        # The sampler wants the last array axis first, and coordinates in which -1..1 spans the grid: the same ones at
-        # any resolution, so between the two resizes a displacement needs no rescaling.
-        lattice = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
         half_extent_vox = torch.tensor([(n - 1) / 2 for n in grid]).view(1, 3, 1, 1, 1)
-        self.register_buffer("lattice", lattice, persistent=False)
+        # -1..1 at any resolution: between the two resizes a displacement needs no rescaling.
+        self.register_buffer("lattice", unit_lattice(self.half), persistent=False)
         self.register_buffer("half_extent_vox", half_extent_vox, persistent=False)
         self.register_buffer("first_step", 1 / (half_extent_vox * 2**SQUARINGS), persistent=False)
 
@@ -44,6 +44,31 @@ class VelocityIntegration(nn.Module):
             where = self.lattice + step.movedim(1, -1)
             step = step + functional.grid_sample(step, where, padding_mode="border", align_corners=True)
         return _resize(step.flip(1), self.grid) * self.half_extent_vox
+
+
+class Sampler(nn.Module):
+    """Moving image (N, 1, X, Y, Z) at voxel + field (N, 3, X, Y, Z): ``losses.warp`` with its lattice as a constant.
+
+    Linear; voxel centres at integers (``align_corners``), falling to zero within one voxel beyond the outermost ones.
+    """
+
+    operators = frozenset({"Mul", "Slice", "Transpose", "Add", "GridSample"})
+
+    def __init__(self, grid: Shape) -> None:
+        super().__init__()
+        self.register_buffer("lattice", unit_lattice(grid), persistent=False)
+        per_voxel = torch.tensor([2 / (n - 1) for n in grid]).view(1, 3, 1, 1, 1)
+        self.register_buffer("per_voxel", per_voxel, persistent=False)
+
+    def forward(self, moving: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+        where = self.lattice + (field * self.per_voxel).flip(1).movedim(1, -1)
+        return functional.grid_sample(moving, where, padding_mode="zeros", align_corners=True)
+
+
+def unit_lattice(grid: Shape) -> torch.Tensor:
+    """(1, X, Y, Z, 3) positions of the voxels as ``grid_sample`` has them: -1..1 spans the centres, last axis first."""
+    axes = [torch.linspace(-1, 1, n) for n in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
 
 
 def _resize(field: torch.Tensor, shape: Shape) -> torch.Tensor:

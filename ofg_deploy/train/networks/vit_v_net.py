@@ -12,6 +12,7 @@ from torch.nn import functional
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
+from ofg_deploy.train.networks.convolution import Conv3d
 
 ENCODER = (16, 32, 32)  # channels at full, half and quarter resolution
 REDUCTION = 4  # the transformer's patches are taken at a quarter of the resolution
@@ -29,9 +30,9 @@ class DoubleConv(HeavyBlock):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.double_conv = nn.Sequential(
-            nn.Conv3d(channels_in, channels_out, 3, padding=1),
+            Conv3d(channels_in, channels_out, 3, padding=1),
             nn.ReLU(),
-            nn.Conv3d(channels_out, channels_out, 3, padding=1),
+            Conv3d(channels_out, channels_out, 3, padding=1),
             nn.ReLU(),
         )
 
@@ -159,7 +160,7 @@ class Conv(nn.Sequential):
     """3x3x3 convolution, batch norm, ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        convolution = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+        convolution = Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
         super().__init__(convolution, nn.BatchNorm3d(channels_out), nn.ReLU())
 
 
@@ -200,6 +201,7 @@ class ViTVNet(RegistrationNetwork):
     """
 
     divisor = REDUCTION * PATCH
+    weights_know_grid = True
     operators = frozenset(
         {"Conv", "Relu", "MaxPool", "LayerNormalization", "MatMul", "Reshape", "Transpose", "Softmax", "Gelu"}
         | {"Add", "Mul", "Resize", "Concat"}
@@ -210,7 +212,7 @@ class ViTVNet(RegistrationNetwork):
         self.tokens = tuple(n // self.divisor for n in self.padded)
         self.transformer = Transformer(prod(self.tokens))
         self.decoder = Decoder()
-        self.reg_head = nn.Sequential(nn.Conv3d(DECODER[-1], 3, 3, padding=1))
+        self.reg_head = nn.Sequential(Conv3d(DECODER[-1], 3, 3, padding=1))
         # A start close to the identity map, as published.
         nn.init.normal_(self.reg_head[0].weight, std=1e-5)
         nn.init.zeros_(self.reg_head[0].bias)

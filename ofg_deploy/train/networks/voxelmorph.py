@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
+from ofg_deploy.train.networks.convolution import Conv3d
 
 DECODER = (32, 32, 32, 32)
 
@@ -20,7 +21,7 @@ class ConvBlock(HeavyBlock):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
-        self.main = nn.Conv3d(channels_in, channels_out, 3, stride, padding=1)
+        self.main = Conv3d(channels_in, channels_out, 3, stride, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.leaky_relu(self.main(x), 0.2)
@@ -59,6 +60,7 @@ class VoxelMorph(RegistrationNetwork):
     """
 
     divisor = 16
+    fully_convolutional = True
     operators = frozenset({"Conv", "LeakyRelu", "Resize", "Concat"})
     encoder: ClassVar[tuple[int, ...]] = (8, 32, 32, 32)
     head: ClassVar[tuple[int, ...]] = (32, 8, 8)
@@ -66,7 +68,7 @@ class VoxelMorph(RegistrationNetwork):
     def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
         super().__init__(grid, diffeomorphic)
         self.unet_model = Unet(self.encoder, self.head)
-        self.flow = nn.Conv3d(self.head[-1], 3, 3, padding=1)
+        self.flow = Conv3d(self.head[-1], 3, 3, padding=1)
         # A start close to the identity map, as published.
         nn.init.normal_(self.flow.weight, std=1e-5)
         nn.init.zeros_(self.flow.bias)
