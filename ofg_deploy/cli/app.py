@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -16,8 +16,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-InitOption = Literal["none", "affine"]
+InitOption = Literal["none", "header", "centre", "rigid", "affine"]
+RecipeOption = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
+FormatOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
+PointsFrameOption = Annotated[
+    Literal["ras", "lps"], typer.Option("--points-frame", "--points-space", help="World of the tables of points.")
+]
 DeviceOption = Literal["auto", "cpu", "cuda"]
+MaxVoxels = Annotated[
+    Optional[int], typer.Option(min=1, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 

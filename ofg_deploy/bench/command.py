@@ -1,0 +1,145 @@
+"""``ofg bench`` on a terminal: progress, tables, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ofg_deploy.bench.picture import draw_rows
+from ofg_deploy.bench.plan import TableOptions
+from ofg_deploy.bench.proof import ProofOptions, prove, turns
+from ofg_deploy.bench.table import measure_table
+from ofg_deploy.errors import UsageError
+from ofg_deploy.export.progress import bars_on, terminal
+from ofg_deploy.outputs import check_writable, staged, to_json
+
+MB = 1e6
+LOADED = 0.5  # of the cores
+DIFFERENCES = {
+    "field_mm_mean": ("mm, mean", "{:.2g}"),
+    "field_mm_p99": ("mm, 99 %", "{:.2g}"),
+    "field_mm_max": ("mm, max", "{:.2g}"),
+    "dice_difference": ("Dice", "{:.1g}"),
+    "folding_difference_percent": ("folding (%)", "{:.1g}"),
+}
+
+
+def bench_proof(models: Sequence[Path], options: ProofOptions, json: Path | None, overwrite: bool) -> None:
+    """The zero-overhead proof. Raises as ``bench.proof.prove`` and ``outputs.check_writable``."""
+    check_writable([json] if json else [], overwrite)
+    console = terminal()
+    with bars_on(console) as bars:
+        task = bars.add_task("timing in turn", total=turns(len(models), options.repeats))
+        report = prove(models, options, lambda: bars.advance(task))
+    _print_proof(console, report)
+    _write(report, json, overwrite)
+
+
+def bench_table(
+    models: Sequence[Path], options: TableOptions, json: Path | None, plot: Path | None, overwrite: bool
+) -> None:
+    """Runtimes and precisions. Raises as ``bench.table.measure_table`` and ``outputs.check_writable``.
+
+    Raises:
+        UsageError: a plot that is no PNG, or of differences nobody could measure.
+    """
+    if plot and plot.suffix != ".png":
+        raise UsageError(f"--plot {plot} must end in .png")
+    check_writable([path for path in (json, plot) if path], overwrite)
+    console = terminal()
+    with bars_on(console) as bars:
+        task = bars.add_task("opening", total=None)
+        report = measure_table(models, options, lambda row: bars.update(task, description=row))
+    _print_rows(console, report)
+    if plot:
+        if all(row.get("difference") is None for row in report["rows"]):
+            raise UsageError("--plot draws speed against accuracy: add the fp32 model or --checkpoint to compare with")
+        with staged([plot], overwrite) as [partial]:
+            draw_rows(partial, report)
+    _write(report, json, overwrite)
+
+
+def _write(report: dict[str, Any], json: Path | None, overwrite: bool) -> None:
+    if json:
+        with staged([json], overwrite) as [partial]:
+            partial.write_text(to_json(report))
+
+
+def _title(report: dict[str, Any]) -> str:
+    grid = "x".join(str(n) for n in report["grid"])
+    return f"{report['network']}, {grid}, {report['threads']} threads, {report['repeats']} runs in turn"
+
+
+def _print_proof(console: Console, report: dict[str, Any]) -> None:
+    columns = ("candidate", "guidance", "p50 (ms)", "p95 (ms)", "ratio (95 %)", "of processor time", "peak (MB)")
+    table = Table(*columns, title=_title(report))
+    for row in report["latency"]:
+        ratios = (_interval(row["ratio"]), _interval(row["processor_ratio"]))
+        times = _times(row)
+        table.add_row(row["candidate"], row["guidance"] or "-", *times, *ratios, _megabytes(row["peak_bytes"]))
+    console.print(table)
+    for name in dict.fromkeys(row["model"] for row in report["latency"]):
+        candidates = [row["candidate"] for row in report["latency"] if row["model"] == name]
+        console.print(f"{', '.join(candidates)}: {name}", soft_wrap=True)
+    flops = report["flops"]
+    same = "same topology" if report["same_topology"] else "topology"
+    console.print(
+        f"{same}: {report['nodes']} nodes, {report['parameters']} parameters, {report['topology_sha256'][:16]}\n"
+        f"{flops['products'] / 1e9:.2f} GFLOP in convolutions and matrix products; values computed elementwise "
+        f"{flops['elementwise'] / 1e6:.1f} M, normalised {flops['normalisation'] / 1e6:.1f} M, "
+        f"resampled {flops['resampling'] / 1e6:.1f} M",
+        soft_wrap=True,
+    )
+    if report["load_average"] is not None and report["load_average"] > LOADED * report["cores"]:
+        load = f"load {report['load_average']:.1f} on {report['cores']} cores before the start"
+        console.print(
+            f"warning: {load}: measure again on a quiet machine; of this, trust processor time on one thread most",
+            soft_wrap=True,
+        )
+    if flops["uncounted"]:
+        console.print(f"not counted: {', '.join(flops['uncounted'])}", soft_wrap=True)
+
+
+def _print_rows(console: Console, report: dict[str, Any]) -> None:
+    names = [name for name, _ in DIFFERENCES.values()]
+    columns = ("runtime", "precision", "p50 (ms)", "p95 (ms)", "ratio", "peak (MB)", "file (MB)")
+    table = Table(*columns, *names, title=_title(report))
+    for row in report["rows"]:
+        if row["why_not"] is None:
+            sizes = (_megabytes(row["peak_bytes"]), _megabytes(row["file_bytes"]))
+            speed = (*_times(row), f"{row['ratio']['median']:.2f}")
+            table.add_row(row["runtime"], row["precision"], *speed, *sizes, *_differences(row["difference"]))
+        else:
+            table.add_row(row["runtime"], row["precision"], *["-"] * 5, *["-"] * len(names))
+    console.print(table)
+    pairs = report["pairs"]
+    console.print(
+        f"ratio: to the first row that ran, in turn with it; differences: from float32, {pairs['count']} pairs "
+        f"({pairs['from']})",
+        soft_wrap=True,
+    )
+    for row in report["rows"]:
+        if row["why_not"]:
+            console.print(f"not measured: {row['runtime']} {row['precision']}: {row['why_not']}", soft_wrap=True)
+
+
+def _times(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['p50_s'] * 1e3:.1f}", f"{row['p95_s'] * 1e3:.1f}"
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / MB:.1f}"
+
+
+def _differences(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["-"] * len(DIFFERENCES)
+    return ["-" if found[key] is None else form.format(found[key]) for key, (_, form) in DIFFERENCES.items()]
