@@ -30,5 +30,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,openvino,train,dev]'
 	touch $@

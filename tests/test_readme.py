@@ -33,7 +33,7 @@ SHORT = {
         "--threads",
         "1",
     ],
-    "bench": ["--repeats", "2", "--guidance-steps", "1", "--threads", "1"],
+    "bench": ["--repeats", "2", "--threads", "1"],
 }
 
 
@@ -82,7 +82,7 @@ def test_other_commands_name_what_exists() -> None:
             extras = re.fullmatch(rf"pip install '{project['name']}\[([\w,]+)\]'", line)
             assert extras, line
             assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
-    assert len(others) == 4
+    assert len(others) == 5
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/conventions.md", "CHANGELOG.md"])
