@@ -1,4 +1,4 @@
-"""Register one pair: the data path of the product, top to bottom in ``register``."""
+"""Register one pair: the data path of the product, top to bottom: ``prepare``, ``predict``, ``finish``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
+from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, load_image, save_transform, save_volume
 from ofg_deploy.outputs import check_writable, staged, to_json
 from ofg_deploy.preprocess import Init, PreparedPair, Start, prepare_pair
@@ -23,6 +24,28 @@ from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
 from ofg_deploy.transform.maps import FieldMap
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A pair that waits for the network, with all that its results need.
+
+    Attributes:
+        job: what was asked for; init: the start it comes to with this model.
+        outputs: final path by role, the sidecar last.
+        fixed, moving, beside: as they were read.
+        pair: both images on the network's grid.
+        clock: seconds by stage so far.
+    """
+
+    job: Job
+    init: Init | Path
+    outputs: dict[str, Path]
+    fixed: Volume
+    moving: Volume
+    beside: Companions
+    pair: PreparedPair
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -45,7 +68,13 @@ def register(job: Job, engine: Engine) -> Result:
         ParityError: a transform that reads back as another one; nothing is written then.
         UsageError: a grid too small to refine on, or one the model does not take.
     """
-    expects = engine.contract.on_grid(job.grid)
+    prepared = prepare(job, engine.contract)
+    return finish(prepared, predict(engine, prepared), engine)
+
+
+def prepare(job: Job, contract: Contract) -> Prepared:
+    """Read all that the job names, bring the pair onto the network's grid; needs no engine. Raises as ``register``."""
+    expects = contract.on_grid(job.grid)
     init = job.init or expects.init
     job.check_masks(init)
     outputs = job.outputs(init)
@@ -59,8 +88,23 @@ def register(job: Job, engine: Engine) -> Result:
         dialects.check_images(job.field_format, job.fixed, fixed.grid, job.moving, moving.grid)
     with clock("prepare"):
         pair = prepare_pair(fixed, moving, expects, _start(init, beside))
-    with clock("network"):
-        network_vox = _predict(engine, pair)
+    return Prepared(job, init, outputs, fixed, moving, beside, pair, clock)
+
+
+def predict(engine: Engine, prepared: Prepared) -> Field:
+    """The network's field, (3, X, Y, Z) voxels of its grid. Raises InputError where it is not finite or not there."""
+    pair = prepared.pair
+    with prepared.clock("network"):
+        field_vox = engine.predict(pair.moving, pair.fixed)
+        if field_vox.shape != (3, *pair.grid.shape) or not np.isfinite(field_vox).all():
+            raise InputError(f"the model's field {field_vox.shape} is not finite or not on its grid {pair.grid.shape}")
+    return field_vox
+
+
+def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
+    """From the network's field to files. Of the engine only what it says of itself is used; raises as ``register``."""
+    job, init, outputs, clock = prepared.job, prepared.init, prepared.outputs, prepared.clock
+    fixed, moving, beside, pair = prepared.fixed, prepared.moving, prepared.beside, prepared.pair
     refined = _refine(job, network_vox, pair, clock)
     with clock("transform"):
         field_vox = refined.field if refined else network_vox
@@ -103,13 +147,6 @@ def _invert(job: Job, forward: FieldMap, pair: PreparedPair, moving: Volume, clo
         return None
     with clock("invert"):
         return inverse_field(forward, pair.moving_from_fixed, moving.grid)
-
-
-def _predict(engine: Engine, pair: PreparedPair) -> Field:
-    field_vox = engine.predict(pair.moving, pair.fixed)
-    if field_vox.shape != (3, *pair.grid.shape) or not np.isfinite(field_vox).all():
-        raise InputError(f"the model's field {field_vox.shape} is not finite or not on its grid {pair.grid.shape}")
-    return field_vox
 
 
 def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> Refined | None:
