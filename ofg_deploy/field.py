@@ -6,36 +6,48 @@ components in array-axis order; millimetre fields in world x, y, z (RAS+). All a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import map_coordinates
 
-from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
+from ofg_deploy.geometry import Grid, Matrix
 
 Field = npt.NDArray[np.float32]
+Layout = Literal["C", "F"]  # which axis is next in memory: the last, as networks have it, or the first, as files do
 
 
-def sample(data: npt.NDArray[Any], index: Matrix, order: int = 1, fill: float = 0.0) -> npt.NDArray[Any]:
-    """Values of ``data`` (X, Y, Z) at voxel positions ``index`` (3, ...).
+def sample(
+    data: npt.NDArray[Any], index: Matrix, order: int = 1, fill: float = 0.0, dtype: npt.DTypeLike = None
+) -> npt.NDArray[Any]:
+    """Values of ``data`` (X, Y, Z) at voxel positions ``index`` (3, ...), in the type of ``data`` or, linear, another.
 
-    ``order`` 1 is linear (images), 0 nearest (labels). As in ITK a voxel reaches half a voxel beyond its centre: up to
-    there the edge value holds, past it ``fill``.
+    ``order`` 1 is linear (images; whole numbers are rounded), 0 nearest (labels). As in ITK a voxel reaches half a
+    voxel beyond its centre: up to there the edge value holds, past it ``fill``.
     """
-    # mode "nearest" holds the edge value everywhere; what is outside the field of view is filled afterwards.
-    values = map_coordinates(data, index, order=order, mode="nearest", prefilter=False)
-    upper = np.array(data.shape, dtype=np.float64).reshape(3, *[1] * (index.ndim - 1)) - 0.5
-    values[((index < -0.5) | (index > upper)).any(axis=0)] = fill
-    return np.asarray(values)
+    from ofg_deploy.kernels import sampling
+    from ofg_deploy.kernels.slabs import over_slabs
+
+    if order and data.dtype.kind != "f":
+        return _rounded(sample(data.astype(np.float64), index, order, fill), data.dtype)
+    points = np.ascontiguousarray(index, dtype=np.float64).reshape(3, -1)
+    out = np.empty(index.shape[1:], dtype or data.dtype)
+    seen, bits, value = _plain(np.ascontiguousarray(data), out, order, fill)
+    over_slabs(sampling.at_points, points.shape[1], points.shape[1], seen, points, order == 1, value, bits.reshape(-1))
+    return out
 
 
 def resample(
-    data: npt.NDArray[Any], source: Grid, target: Grid, source_from_target: Matrix, order: int = 1
+    data: npt.NDArray[Any],
+    source: Grid,
+    target: Grid,
+    source_from_target: Matrix,
+    order: int = 1,
+    layout: Layout = "C",
 ) -> npt.NDArray[Any]:
     """``data`` on ``source`` seen on ``target`` through a world-to-world (4, 4) map, interpolated once, 0 outside."""
     index_from_index = source.vox_from_world @ source_from_target @ target.world_from_vox
-    return sample(data, transform_points(index_from_index, lattice(target.shape)), order)
+    return _on_grid(data, index_from_index, None, np.zeros((3, 3)), np.empty(target.shape, data.dtype, layout), order)
 
 
 def total_displacement_mm(field_vox: Field, network: Grid, fixed: Grid, moving_from_fixed: Matrix) -> Field:
@@ -51,15 +63,18 @@ def total_displacement_mm(field_vox: Field, network: Grid, fixed: Grid, moving_f
         moving_from_fixed: (4, 4) the affine start, fixed world mm -> moving world mm.
 
     Returns:
-        (3, *fixed.shape) float32, RAS mm.
+        (3, *fixed.shape) float32, RAS mm; each component in memory as a file has it, x next to x.
     """
-    field_mm = np.tensordot(network.world_from_vox[:3, :3], field_vox, axes=1)
-    index = transform_points(network.vox_from_world @ fixed.world_from_vox, lattice(fixed.shape))
-    points = transform_points(fixed.world_from_vox, lattice(fixed.shape))
-    displaced = points.copy()
-    for axis in range(3):
-        displaced[axis] += map_coordinates(field_mm[axis], index, order=1, mode="nearest", prefilter=False)
-    return np.asarray(transform_points(moving_from_fixed, displaced) - points, dtype=np.float32)
+    from ofg_deploy.kernels import sampling
+    from ofg_deploy.kernels.slabs import over_slabs
+
+    index = (network.vox_from_world @ fixed.world_from_vox)[:3]
+    still = ((moving_from_fixed - np.eye(4)) @ fixed.world_from_vox)[:3]
+    turned = moving_from_fixed[:3, :3] @ network.world_from_vox[:3, :3]
+    out = np.empty((3, *fixed.shape[::-1]), np.float32)
+    matrix = np.hstack([_reversed(index), _reversed(still), turned])
+    over_slabs(sampling.total_map, out.shape[1], out[0].size, np.ascontiguousarray(field_vox), matrix, out)
+    return out.transpose(0, 3, 2, 1)
 
 
 def warp(
@@ -76,9 +91,66 @@ def warp(
         data: (X, Y, Z) on ``moving``.
         displacement_mm: (3, *fixed.shape) RAS mm, the total map.
         order: 1 linear, 0 nearest. ``fill`` is the value where the map leaves the moving field of view.
+
+    Returns:
+        (X, Y, Z) in the type of ``data``, in memory as the displacement is.
     """
-    points = transform_points(fixed.world_from_vox, lattice(fixed.shape)) + displacement_mm
-    return sample(data, transform_points(moving.vox_from_world, points), order, fill)
+    out = np.empty(fixed.shape, data.dtype, "F" if displacement_mm[0].flags.f_contiguous else "C")
+    index = moving.vox_from_world @ fixed.world_from_vox
+    return _on_grid(data, index, displacement_mm, moving.vox_from_world[:3, :3], out, order, fill)
+
+
+def _on_grid(
+    data: npt.NDArray[Any],
+    index_from_index: Matrix,
+    field: npt.NDArray[Any] | None,
+    turn: Matrix,
+    out: npt.NDArray[Any],
+    order: int,
+    fill: float = 0.0,
+) -> npt.NDArray[Any]:
+    """Fill ``out`` with ``data`` at index_from_index (voxel, 1) + turn field(voxel)."""
+    from ofg_deploy.kernels import sampling
+    from ofg_deploy.kernels.slabs import over_slabs
+
+    if order and data.dtype.kind != "f":
+        found = np.empty_like(out, np.float64)
+        return _rounded(
+            _on_grid(data.astype(np.float64), index_from_index, field, turn, found, order, fill), data.dtype
+        )
+    matrix = np.hstack([index_from_index[:3], turn])
+    # Kernels read and write in C order. What lies in Fortran order, as in a file, is that with the axes reversed.
+    if data.flags.f_contiguous:
+        data, matrix = data.T, matrix[::-1]
+    written = out
+    if not out.flags.c_contiguous:
+        written, matrix = out.T, _reversed(matrix)
+        field = None if field is None else field.transpose(0, 3, 2, 1)
+    moved = np.empty((0, 0, 0, 0), np.float32) if field is None else np.ascontiguousarray(field)
+    seen, bits, value = _plain(np.ascontiguousarray(data), written, order, fill)
+    arguments = (seen, np.ascontiguousarray(matrix), moved, order == 1, value, bits)
+    over_slabs(sampling.on_grid, written.shape[0], written.size, *arguments)
+    return out
+
+
+def _reversed(matrix: Matrix) -> Matrix:
+    """An (n, 4) or wider matrix for an index whose axes come in reversed order."""
+    return np.hstack([matrix[:, 2::-1], matrix[:, 3:]])
+
+
+def _plain(
+    data: npt.NDArray[Any], out: npt.NDArray[Any], order: int, fill: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Any]:
+    """What a kernel is given. The nearest voxel's bits are moved, whatever they mean, so few types are compiled."""
+    value = np.array(fill).astype(data.dtype)
+    if order == 1:
+        return data, out, float(value)
+    bits = np.dtype(f"u{data.dtype.itemsize}")
+    return data.view(bits), out.view(bits), int(value.view(bits))
+
+
+def _rounded(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.floor(values + 0.5).astype(dtype)
 
 
 def jacobian_determinant(displacement: npt.NDArray[Any], world_from_vox: Matrix | None = None) -> Field:

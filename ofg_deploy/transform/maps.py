@@ -51,7 +51,7 @@ class FieldMap:
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """As ``WorldMap``."""
         index = transform_points(self.domain.vox_from_world, points)
-        displacement = np.stack([sample(c.astype(np.float64), index, fill=np.nan) for c in self.field])
+        displacement = np.stack([sample(c, index, fill=np.nan, dtype=np.float64) for c in self.field])
         inside = np.isfinite(displacement[0])
         return np.where(inside, displacement, 0.0), inside
 
