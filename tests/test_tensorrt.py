@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from ofg_deploy.export import engine_cache
 from ofg_deploy.export.engine import EngineJob, export_engine
 from ofg_deploy.export.onnx import trace
 from ofg_deploy.export.progress import BuildProgress
-from ofg_deploy.export.tensorrt import build, refusal
+from ofg_deploy.export.tensorrt import build_here, refusal
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, read_model, seal
 from ofg_deploy.preprocess import Intensity, NetworkInput
@@ -328,12 +329,30 @@ def test_the_build_reports_nested_phases_and_stops_when_interrupted(voxelmorph: 
             signal.raise_signal(signal.SIGINT)
 
     interrupted = Interrupted(bars)
-
     with pytest.raises(KeyboardInterrupt):
         export_engine(voxelmorph, tmp_path / "n.engine", cpu_job("sm89", progress=interrupted), False)
-    assert interrupted.steps == 1, "the first refusal ends the build"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert interrupted.steps == 1
+    assert multiprocessing.active_children() == [], "the build ends with it"
     assert not (tmp_path / "n.engine").exists()
+
+
+def crash(self: BuildProgress, phase: str, done: int) -> None:
+    """In the middle of a build, as a native library would."""
+    [builder] = multiprocessing.active_children()
+    os.kill(builder.pid or 0, signal.SIGSEGV)
+
+
+def test_a_builder_that_crashes_is_one_line(
+    voxelmorph: Path, tmp_path: Path, cache: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BuildProgress, "step", crash)
+    engine = tmp_path / "m.engine"
+    code, _, err = run_cli(["export", voxelmorph, "--trt", "--cpu-build", "--target", "sm86", "-o", engine])
+    assert (code, err.count("\n")) == (5, 1)
+    assert f"the process that built {voxelmorph} with tensorrt_rtx" in err
+    assert "(crashed, SIGSEGV)" in err
+    assert list(tmp_path.iterdir()) == []
+    assert not list(cache.rglob("*.engine"))
 
 
 # The cache
@@ -446,7 +465,7 @@ def test_the_timing_cache_of_a_module_that_has_one(voxelmorph: Path, tmp_path: P
     assert timing.name == f"tensorrt-{rtx.__version__}-NVIDIA_RTX_A6000_x-sm86.cache"
     for _ in range(2):  # without and with a file that is there
         with pytest.warns(DeprecationWarning, match="no-ops in TensorRT-RTX"):
-            build(read_model(voxelmorph), voxelmorph, tools, timing, None)
+            build_here(read_model(voxelmorph), voxelmorph, tools, timing, lambda *_: True)
         assert timing.stat().st_size > 0
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,11 +10,8 @@ from typing import Any
 
 from ofg_deploy.bench.candidate import Candidate, Image
 from ofg_deploy.bench.timing import Taken
-from ofg_deploy.errors import DeviceError, OfgError
+from ofg_deploy.child import Child
 from ofg_deploy.field import Field
-
-GRACE_S = 10.0
-GONE = (EOFError, ConnectionError)  # the other end of the pipe
 
 
 @dataclass(frozen=True)
@@ -43,16 +37,11 @@ class Worker:
     """
 
     def __init__(self, candidate: Candidate, moving: Image, fixed: Image) -> None:
-        spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's memory and its thread pools
-        self._candidate = candidate
-        self._here, there = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(there, candidate), daemon=True)
-        self._process.start()
-        there.close()
+        self._child = Child(f"of {candidate.runtime}", _serve, candidate)
         try:
             self.ready: Ready = self._ask((moving, fixed))
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(error)
             raise
 
     def run(self) -> Taken:
@@ -68,55 +57,32 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._here.close()  # its loop ends there
-        self._process.join(GRACE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+    def __exit__(self, failure: object, *_: object) -> None:
+        self._child.__exit__(failure)
 
     def _ask(self, message: Any) -> Any:
-        try:
-            self._here.send(message)
-            answer = self._here.recv()
-        except GONE as error:
-            self._process.join(GRACE_S)
-            code = self._process.exitcode
-            why = "killed, for lack of memory?" if code == -signal.SIGKILL else f"exit code {code}"
-            raise DeviceError(f"the process of {self._candidate.runtime} died ({why})") from error
-        if isinstance(answer, OfgError):
-            raise answer
-        return answer
+        self._child.send(message)
+        return self._child.receive()
 
 
 def _serve(connection: Connection, candidate: Candidate) -> None:
     """The other process: open, then answer until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
-    with suppress(*GONE):
-        try:
-            candidate.import_runtime()
-            moving, fixed = connection.recv()
-            before = _reset_peak_bytes()
-            predict, runtime = candidate.open()
-            for _ in range(2):
-                predict(moving, fixed)
-            peak = None if before is None or candidate.device == "cuda" else _peak_bytes() - before
-            connection.send(Ready(runtime, peak))
-            while True:
-                message = connection.recv()
-                if message == "run":
-                    start, busy = time.perf_counter(), time.process_time()
-                    predict(moving, fixed)
-                    connection.send(Taken(time.perf_counter() - start, time.process_time() - busy))
-                else:
-                    connection.send(predict(*message))
-        except GONE:
-            raise
-        except OfgError as error:
-            connection.send(error)
-        except Exception as error:  # whatever a runtime raises is the reason that its row gives
-            lines = str(error).strip().splitlines()
-            connection.send(DeviceError(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"))
+    candidate.import_runtime()
+    moving, fixed = connection.recv()
+    before = _reset_peak_bytes()
+    predict, runtime = candidate.open()
+    for _ in range(2):
+        predict(moving, fixed)
+    peak = None if before is None or candidate.device == "cuda" else _peak_bytes() - before
+    connection.send(Ready(runtime, peak))
+    while True:
+        message = connection.recv()
+        if message == "run":
+            start, busy = time.perf_counter(), time.process_time()
+            predict(moving, fixed)
+            connection.send(Taken(time.perf_counter() - start, time.process_time() - busy))
+        else:
+            connection.send(predict(*message))
 
 
 def _reset_peak_bytes() -> int | None:

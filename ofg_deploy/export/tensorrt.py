@@ -5,15 +5,14 @@ Nothing here needs torch or onnx, so that a place which only registers can rebui
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from ofg_deploy.child import GONE, Child
 from ofg_deploy.errors import DeviceError, InputError, OfgError
 from ofg_deploy.export.toolchain import Toolchain
 from ofg_deploy.geometry import Shape
@@ -54,7 +53,7 @@ class Built:
 
 
 def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progress: Progress | None) -> Built:
-    """Parse, configure, build.
+    """Parse, configure, build; in a process of its own, so that a crash of the builder is an error here.
 
     Args:
         path: of the model, for messages.
@@ -62,7 +61,32 @@ def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progre
 
     Raises:
         InputError: the parser refuses the graph, or it is not a network of ours.
-        DeviceError: TensorRT lacks what the graph needs, or could not build it.
+        DeviceError: TensorRT lacks what the graph needs, or could not build it, or crashed.
+    """
+    with Child(f"that built {path} with {tools.trt}", _build_there, model, path, tools, timing) as child:
+        while not isinstance(told := child.receive(), Built):
+            if progress:
+                phase, *arguments = told
+                getattr(progress, phase)(*arguments)
+        return told
+
+
+def _build_there(connection: Connection, model: SealedModel, path: Path, tools: Toolchain, timing: Path) -> None:
+    def tell(*told: Any) -> bool:
+        try:
+            connection.send(told)
+        except GONE:
+            return False
+        return True
+
+    connection.send(build_here(model, path, tools, timing, tell))
+
+
+def build_here(model: SealedModel, path: Path, tools: Toolchain, timing: Path, tell: Callable[..., bool]) -> Built:
+    """``build`` in this process.
+
+    Args:
+        tell: takes the name of a method of ``Progress`` and its arguments; False stops the build.
     """
     start = time.perf_counter()
     trt, module = tools.trt, tools.trt.module
@@ -84,12 +108,8 @@ def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progre
     if trt.times_tactics:
         stored = timing.read_bytes() if timing.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(stored), ignore_mismatch=False)
-    monitor = _monitor(module, progress)
-    config.progress_monitor = monitor
-    with _interrupts_go_to(monitor):
-        plan = builder.build_serialized_network(network, config)
-    if monitor.stopped:
-        raise KeyboardInterrupt
+    config.progress_monitor = _monitor(module, tell)
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise DeviceError(f"{trt} could not build {path}: {_reason(trt.log.errors)}")
     if trt.times_tactics:
@@ -159,7 +179,7 @@ def _set_targets(config: Any, tools: Toolchain) -> None:
             raise DeviceError(f"{tools.trt} refuses to build for {name}")
 
 
-def _monitor(module: Any, progress: Progress | None) -> Any:
+def _monitor(module: Any, tell: Callable[..., bool]) -> Any:
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -167,35 +187,17 @@ def _monitor(module: Any, progress: Progress | None) -> Any:
 
         def __init__(self) -> None:
             base.__init__(self)
-            self.stopped = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if progress:
-                progress.start(phase, parent, steps)
+            tell("start", phase, parent, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if progress:
-                progress.step(phase, step + 1)
-            return not self.stopped
+            return tell("step", phase, step + 1)
 
         def phase_finish(self, phase: str) -> None:
-            if progress:
-                progress.finish(phase)
+            tell("finish", phase)
 
     return Monitor()
-
-
-@contextmanager
-def _interrupts_go_to(monitor: Any) -> Iterator[None]:
-    """Ctrl-C sets ``monitor.stopped``: as an exception in one of its methods it would be lost in the builder."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals do not come here
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: setattr(monitor, "stopped", True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _reason(messages: Sequence[str]) -> str:

@@ -49,6 +49,10 @@ class TensorRT:
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process imports the module itself."""
+        return _import, (self.name,)
+
     @property
     def version(self) -> str:
         """As the module gives it."""
@@ -93,9 +97,13 @@ class TensorRT:
 def find_module(name: str) -> TensorRT | None:
     """The module of that name, or None where it is not installed."""
     try:
-        return TensorRT(name, importlib.import_module(name))
+        return _import(name)
     except ImportError:  # also a wheel without its libraries
         return None
+
+
+def _import(name: str) -> TensorRT:
+    return TensorRT(name, importlib.import_module(name))
 
 
 def installed() -> list[TensorRT]:
