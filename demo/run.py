@@ -8,19 +8,22 @@ Everything goes through the public command line. Registration runs where torch a
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 from subjects import write_subjects
 
-from ofg_deploy.serve.report import COLUMNS, Registration, mean_cells, pair_figure, write_report
+from ofg_deploy.report.figure import pair_figure
+from ofg_deploy.report.measures import MEASURES
+from ofg_deploy.report.registration import Registration
+from ofg_deploy.report.write import Report, write
 
 DEMO = Path(__file__).resolve().parent
 WORK, REPORT, PICTURE = DEMO / "work", DEMO / "report.html", DEMO / "report.png"
@@ -31,6 +34,7 @@ LENGTH = ("--epochs", 8, "--steps-per-epoch", 50, "--validate-every", 4)
 OFG = ("--lr", 1.5e-3, "--guidance-steps", 5, "--guidance-lr", 0.2, "--guidance-smoothness", 4)
 UNSUPERVISED = ("--lr", 1.5e-3, "--guidance", "none")
 METHODS = {"OFG": OFG, "unsupervised": UNSUPERVISED}
+COLUMNS = ("dice_before", "dice_after", "ncc_before", "ncc_after", "folding_percent", "min_jacobian", "seconds")
 CLEAR_RISE = 0.03  # of the mean held-out Dice: less and the demo has failed
 
 NO_TORCH = (
@@ -64,7 +68,7 @@ def main() -> None:
         "training: one with On-the-Fly Guidance, one without. They were run by ONNX Runtime in processes where neither "
         f"torch nor onnx could be imported. The whole demo took {minutes:.1f} minutes.",
     ]
-    write_report(REPORT, "On-the-Fly Guidance on held-out scans", intro, registrations, overwrite=True)
+    write(Report(REPORT, None, "On-the-Fly Guidance on held-out scans", intro, overwrite=True), registrations)
     PICTURE.write_bytes(pair_figure(*registrations[: len(METHODS)]))
     rise = print_table(registrations)
     print(f"report: {REPORT}")
@@ -123,12 +127,13 @@ def register(method: str, subject: str) -> Registration:
 
 def print_table(registrations: list[Registration]) -> float:
     """The means by method; how much the Dice of OFG rose over the identity."""
-    table = Table("method", *COLUMNS, title=f"mean of {len(held_out())} held-out subjects")
+    columns = [measure for measure in MEASURES if measure.key in COLUMNS]
+    table = Table("method", *(c.title for c in columns), title=f"mean of {len(held_out())} held-out subjects")
     for method in METHODS:
-        table.add_row(method, *mean_cells([r for r in registrations if r.method == method]))
+        numbers = [r.numbers for r in registrations if r.method == method]
+        table.add_row(method, *(c.show(fmean(n[c.key] for n in numbers)) for c in columns))
     Console().print(table)
-    found = [json.loads(r.sidecar.read_text())["metrics"] for r in registrations if r.method == "OFG"]
-    return sum(m["dice_after"] - m["dice_before"] for m in found) / len(found)
+    return fmean(r.numbers["dice_gain"] for r in registrations if r.method == "OFG")
 
 
 def say(text: str) -> None:

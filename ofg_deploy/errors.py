@@ -7,6 +7,7 @@ OfgError (1)
 ├── ParityError (4)        a model or a transform does not reproduce what it was made from
 ├── DeviceError (5)        a device, runtime or provider is not there as asked
 ├── BatchError (6)         some of many failed, the others are done
+├── QualityError (7)       registrations that are worse than the limits asked for
 └── Interrupted (130)      Ctrl-C, where something can be said about going on
 
 Every message is one line: what was given, what was expected, what to do.
@@ -53,6 +54,12 @@ class BatchError(OfgError, RuntimeError):
     """Some items of a batch failed. The others are done and their results written."""
 
     exit_code = 6
+
+
+class QualityError(OfgError, RuntimeError):
+    """A registration that fails its quality control. It is done and written all the same."""
+
+    exit_code = 7
 
 
 class Interrupted(OfgError):

@@ -85,7 +85,9 @@ def test_other_commands_name_what_exists() -> None:
     assert len(others) == 5
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/conventions.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/architecture.md", "docs/conventions.md", "docs/quality.md", "CHANGELOG.md"]
+)
 def test_links_and_pictures_exist(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):

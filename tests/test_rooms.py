@@ -13,7 +13,7 @@ CORE = ["errors", "outputs", "geometry", "nifti", "field", "affine", "preprocess
 CORE += ["kernels.buffers", "kernels.refine"]
 WITHOUT_TORCH = [
     f"{room}.{path.stem}"
-    for room in ("serve", "evaluate", "data", "transform")
+    for room in ("serve", "evaluate", "data", "transform", "report")
     for path in (ROOT / f"ofg_deploy/{room}").glob("[a-z]*.py")
 ]
 

@@ -1,0 +1,72 @@
+"""``ofg report`` on a terminal: progress, how many pairs pass, the worst ones and why, the files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ofg_deploy.errors import BatchError, QualityError
+from ofg_deploy.outputs import check_writable
+from ofg_deploy.report.folder import entries
+from ofg_deploy.report.registration import Registration
+from ofg_deploy.report.rows import STATUSES, Failure, Row
+from ofg_deploy.report.write import Report, write
+
+SHOWN = 10  # pairs that are told on the terminal
+
+
+def report(folder: Path, order: Report, qc_fail: bool) -> None:
+    """Report on a folder of ``ofg register``. Raises as ``publish``; InputError where there is no pair in it."""
+    publish(order, entries(folder), qc_fail)
+
+
+def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: bool) -> None:
+    """Write the report, print, and say by an error what is not well.
+
+    Raises:
+        InputError: the files exist (without ``overwrite``) or cannot be written.
+        QualityError: with ``qc_fail``: a pair fails, or could not be registered. The report is written.
+        BatchError: what belongs to a pair cannot be read. The report is written and says which.
+    """
+    # Paths may hold what rich takes for markup or emoji.
+    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    check_writable(order.outputs, order.overwrite)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task("drawing", total=len(found))
+        rows = write(order, found, lambda: bars.advance(task))
+    counts = Counter(row.status for row in rows)
+    told = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
+    console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)
+    bad = [row for row in rows if row.status != "pass"]
+    for row in bad[:SHOWN]:
+        console.print(_printable(f"{row.name}: {'; '.join(row.why)}"), soft_wrap=True)
+    if len(bad) > SHOWN:
+        console.print(f"and {len(bad) - SHOWN} more, in the report", soft_wrap=True)
+    for path in order.outputs:
+        console.print(_printable(str(path)), soft_wrap=True)
+    conclude(rows, qc_fail, order.html)
+
+
+def conclude(rows: Sequence[Row], qc_fail: bool, where: Path) -> None:
+    """Raises as ``publish`` for rows that are written already."""
+    failed = [row for row in rows if row.status in ("fail", "not registered")]
+    unreadable = [row for row in rows if row.problem]
+    if qc_fail and failed:
+        raise QualityError(
+            f"{len(failed)} of {len(rows)} pairs fail, the worst ({failed[0].name}): {failed[0].why[0]}; see {where}"
+        )
+    if unreadable:
+        raise BatchError(
+            f"{len(unreadable)} of {len(rows)} pairs cannot be read in full, the first ({unreadable[0].name}): "
+            f"{unreadable[0].problem}; see {where}"
+        )
+
+
+def _printable(text: str) -> str:
+    """Bytes of a file name that are no text as escapes, which any terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
