@@ -154,15 +154,22 @@ def _rounded(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArr
 
 
 def jacobian_determinant(displacement: npt.NDArray[Any], world_from_vox: Matrix | None = None) -> Field:
-    """det d(x + u)/dx at every voxel, by central differences (one-sided at the faces), as ``numpy.gradient``.
+    """det d(x + u)/dx at every voxel, by central differences (one-sided at the faces), as ``numpy.gradient``'s.
 
     Args:
         displacement: (3, X, Y, Z); in voxels when ``world_from_vox`` is None, otherwise in mm.
         world_from_vox: (4, 4) or (3, 3) affine of the grid the displacement lives on.
     """
-    axes = (np.eye(3) if world_from_vox is None else world_from_vox[:3, :3]).astype(displacement.dtype)
-    # d(x + u)/dvoxel = axes + du/dvoxel; dividing by det(axes) makes it a derivative by x.
-    row = [[g + axes[i, j] for j, g in enumerate(np.gradient(component))] for i, component in enumerate(displacement)]
-    (a, b, c), (d, e, f), (g, h, i) = row
-    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    return np.asarray(determinant / np.linalg.det(axes), dtype=np.float32)
+    from ofg_deploy.kernels.jacobian import determinant
+    from ofg_deploy.kernels.slabs import over_slabs
+
+    axes = np.eye(3) if world_from_vox is None else world_from_vox[:3, :3]
+    volume = float(np.linalg.det(axes))
+    out: Field = np.empty(displacement.shape[1:], np.float32, "F" if displacement[0].flags.f_contiguous else "C")
+    written: npt.NDArray[Any] = out
+    if not out.flags.c_contiguous:  # reversed axes turn the volume's sign and the derivative's alike
+        displacement, written = displacement.transpose(0, 3, 2, 1), out.T
+        axes, volume = axes[:, ::-1], -volume
+    arguments = (np.ascontiguousarray(displacement), np.ascontiguousarray(axes), volume, written)
+    over_slabs(determinant, written.shape[0], written.size, *arguments)
+    return out

@@ -77,7 +77,7 @@ def hausdorff_mm(a: Mask, b: Mask, spacing_mm: Spacing, percentile: float = 95.0
 
 def folding_percent(determinant: npt.NDArray[Any]) -> float:
     """Percentage of voxels whose Jacobian determinant is not positive."""
-    return float(100.0 * np.mean(determinant <= 0))
+    return 100.0 * float(np.count_nonzero(determinant <= 0)) / determinant.size
 
 
 def non_diffeomorphic_percent(displacement: npt.NDArray[Any], world_from_vox: Matrix | None = None) -> float:
@@ -117,7 +117,9 @@ def sdlogj(determinant: npt.NDArray[Any]) -> float:
 
     An affine part of the map adds a constant to the logarithm: it does not count.
     """
-    return float(np.log(np.clip(determinant.astype(np.float64), 1e-9, 1e9)).std())
+    from ofg_deploy.kernels.jacobian import log_spread
+
+    return log_spread(determinant, 1e-9, 1e9)
 
 
 def sdlogj_l2r(determinant: npt.NDArray[Any]) -> float | None:
@@ -136,9 +138,16 @@ def sdlogj_l2r(determinant: npt.NDArray[Any]) -> float | None:
 
 def ncc(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """Pearson correlation of two images over all voxels; 0 where one of them is constant."""
-    x, y = (image.astype(np.float64) - image.mean(dtype=np.float64) for image in (a, b))
-    scale = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / scale) if scale > 0 else 0.0
+    from ofg_deploy.kernels.intensity import correlation
+
+    return correlation(a, b)
+
+
+def mutual_information(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Of two images on one grid, in nats: see ``kernels.intensity.mutual_information``."""
+    from ofg_deploy.kernels.intensity import mutual_information as compute
+
+    return compute(a, b)
 
 
 def mean(values: dict[int, float]) -> float | None:

@@ -78,16 +78,18 @@ class Intensity:
         Raises:
             InputError: the recipe leaves a constant image.
         """
+        from ofg_deploy.kernels.intensity import percentiles, rescale
+
         data = volume.data
         low, high = self.low, self.high
         if self.kind == "minmax":
             low, high = float(data.min()), float(data.max())
         elif self.kind == "percentile":
-            low, high = (float(v) for v in np.percentile(data, (self.low, self.high)))
-        clipped = (data if self.kind == "linear" else np.clip(data, low, high)).astype(np.float32)
-        if clipped.min() == clipped.max():
+            low, high = percentiles(data, (self.low, self.high))
+        unit = rescale(data, low, high, clip=self.kind != "linear") if np.float32(low) < np.float32(high) else None
+        if unit is None or unit.min() == unit.max():
             raise InputError(f"{volume.path} is constant within the intensity recipe {self} ({low:g} to {high:g})")
-        return np.asarray((clipped - np.float32(low)) / np.float32(high - low))
+        return unit
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,17 @@ def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Sta
 
 def _content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> float:
     """Share of voxels above 0.05 whose centres lie beyond the network's field of view."""
-    content = unit > 0.05
-    index = np.argwhere(content).T.astype(np.float64)
-    matrix = network.vox_from_world @ source.world_from_vox
-    there = matrix[:3, :3] @ index + matrix[:3, 3:]
-    upper = np.array(network.shape, dtype=np.float64)[:, None] - 0.5
-    return float(((there < -0.5) | (there > upper)).any(axis=0).mean()) if index.size else 0.0
+    from ofg_deploy.kernels.sampling import count_beyond
+    from ofg_deploy.kernels.slabs import over_slabs
+
+    matrix = (network.vox_from_world @ source.world_from_vox)[:3]
+    data = unit
+    if unit.flags.f_contiguous:  # a kernel reads in C order
+        data, matrix = unit.T, np.hstack([matrix[:, 2::-1], matrix[:, 3:]])
+    counts = np.zeros((data.shape[0], 2), np.int64)
+    over_slabs(count_beyond, data.shape[0], data.size, np.ascontiguousarray(data), matrix, network.shape, 0.05, counts)
+    content, beyond = counts.sum(axis=0)
+    return float(beyond / content) if content else 0.0
 
 
 def _no_overlap(fixed: Volume, moving: Volume, where: str) -> str:

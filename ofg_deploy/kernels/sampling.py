@@ -185,3 +185,24 @@ def total_map(field: Array, matrix: Matrix, out: Array, first: int, last: int) -
                 out_x[z] = still_x + a6 * z + (a8 * d + a9 * e + a10 * f)
                 out_y[z] = still_y + b6 * z + (b8 * d + b9 * e + b10 * f)
                 out_z[z] = still_z + c6 * z + (c8 * d + c9 * e + c10 * f)
+
+
+@compiled()
+def count_beyond(
+    data: Array, matrix: Matrix, shape: tuple[int, int, int], level: float, counts: Array, first: int, last: int
+) -> None:
+    """Voxels of (X, Y, Z) above a level, and those of them that lie outside a grid.
+
+    Args:
+        matrix: (3, 4) voxel of ``data`` -> voxel of the grid. shape: the grid's.
+        counts: (X, 2) out, one row for each plane. first, last: planes.
+    """
+    for x in range(first, last):
+        for y in range(data.shape[1]):
+            for z in range(data.shape[2]):
+                if data[x, y, z] > level:
+                    p = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3]
+                    q = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3]
+                    r = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3]
+                    counts[x, 0] += 1
+                    counts[x, 1] += not _inside(shape[0], shape[1], shape[2], p, q, r)

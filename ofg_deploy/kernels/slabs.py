@@ -15,6 +15,7 @@ from typing import Any
 from ofg_deploy.kernels.compiled import most_threads
 
 ALONE = 2**16  # voxels below which a thread costs more than it takes over
+BLOCK = 2**16  # voxels of a sum of their own: fixed, so that no result depends on the number of threads
 
 
 def over_slabs(kernel: Callable[..., None], size: int, voxels: int, *arguments: Any) -> None:

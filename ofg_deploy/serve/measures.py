@@ -15,22 +15,26 @@ from ofg_deploy.preprocess import PreparedPair
 def measure(
     pair: PreparedPair, network_vox: Field, fixed: Volume, moving: Volume, warped: Any, displacement: Field
 ) -> dict[str, Any]:
-    """Similarity on the fixed grid; folding and spread of the network's field, and folding of the total map."""
-    before, start = (
-        metrics.ncc(fixed.data, resample(moving.data, moving.grid, fixed.grid, matrix))
-        for matrix in (np.eye(4), pair.moving_from_fixed)
-    )
+    """Similarity on the fixed grid; folding and spread of the network's field and of the total map."""
+    before = resample(moving.data, moving.grid, fixed.grid, np.eye(4), layout="F")
+    ncc_before = ncc_start = metrics.ncc(fixed.data, before)
+    if not np.array_equal(pair.moving_from_fixed, np.eye(4)):
+        start = resample(moving.data, moving.grid, fixed.grid, pair.moving_from_fixed, layout="F")
+        ncc_start = metrics.ncc(fixed.data, start)
     network = jacobian_determinant(network_vox)
     total = jacobian_determinant(displacement, fixed.grid.world_from_vox)
     return {
-        "ncc_before": before,
-        "ncc_start": start,
+        "ncc_before": ncc_before,
+        "ncc_start": ncc_start,
         "ncc_after": metrics.ncc(fixed.data, warped),
+        "mi_before": metrics.mutual_information(fixed.data, before),
+        "mi_after": metrics.mutual_information(fixed.data, warped),
         "folding_percent": metrics.folding_percent(total),
         "min_jacobian": float(total.min()),
+        "sdlogj": metrics.sdlogj(total),
         "network_folding_percent": metrics.folding_percent(network),
         "network_sdlogj": metrics.sdlogj(network),
-        "displacement_mm_max": float(np.linalg.norm(displacement, axis=0).max()),
+        "displacement_mm_max": float(np.sqrt(sum(u * u for u in displacement).max())),
         "overlap": pair.overlap,
     }
 

@@ -31,7 +31,7 @@ from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
-CACHE_VERSION = 2  # raise it when preparation changes its result
+CACHE_VERSION = 3  # raise it when preparation changes its result
 MAX_VALIDATION_PAIRS = 20
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
