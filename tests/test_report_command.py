@@ -180,6 +180,26 @@ def test_pairs_that_could_not_be_registered_are_shown_and_fail(ofg: Callable[...
     assert ofg(tmp_path, "--overwrite").returncode == 3
 
 
+def test_pairs_of_a_batch_in_folders_and_parts(ofg: Callable[..., Done], tmp_path: Path) -> None:
+    write_pair(tmp_path, "a_to_f")
+    write_pair(tmp_path / "visit-1", "b_to_f", 1)
+    for seed, name in enumerate(("c_to_f", "d_to_f"), start=2):
+        write_pair(tmp_path / "visit-2", name, seed)
+    write_pair(tmp_path / ".partial-x", "e_to_f", 4)
+    (tmp_path / "._a_to_f.json").write_bytes(b"\x00\x05")  # what a Mac leaves on other disks
+    (tmp_path / "batch.json").write_text(json.dumps({"tool": "ofg_deploy", "schema": 1, "kind": "batch"}))
+    for part in (0, 2):
+        text = f"pair,error,exit_code\np{part}_to_f,damaged,3\n"
+        (tmp_path / f"failures_part-{part}-of-3.csv").write_text(text)
+    assert ofg(tmp_path).returncode == 0
+    names = ["a_to_f", "visit-1", "visit-2/c_to_f", "visit-2/d_to_f"]
+    assert {name: row["status"] for name, row in tsv(tmp_path / "qc.tsv").items()} == {
+        **dict.fromkeys(["p0_to_f", "p2_to_f"], "not registered"),
+        **dict.fromkeys(names, "pass"),
+    }
+    assert len(Page((tmp_path / "report.html").read_text(encoding="utf-8")).named("img")) == 4
+
+
 @posix
 def test_names_are_text_wherever_they_appear(ofg: Callable[..., Done], tmp_path: Path) -> None:
     names = [HOSTILE, "<script>alert(2)", "[bold]x[:smile:", os.fsdecode(b"\xff\xfe")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ofg_deploy.errors import BatchError, QualityError
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.report.folder import entries
+from ofg_deploy.report.limits import Limits
 from ofg_deploy.report.registration import Registration
-from ofg_deploy.report.rows import STATUSES, Failure, Row
+from ofg_deploy.report.rows import STATUSES, Failure, Row, judge, worst_first
 from ofg_deploy.report.write import Report, write
 
 SHOWN = 10  # pairs that are told on the terminal
@@ -52,18 +54,48 @@ def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: boo
     conclude(rows, qc_fail, order.html)
 
 
-def conclude(rows: Sequence[Row], qc_fail: bool, where: Path) -> None:
-    """Raises as ``publish`` for rows that are written already."""
+@contextmanager
+def judged(
+    order: Report | None, limits: Limits, qc_fail: bool, find: Callable[[], Sequence[Registration | Failure]]
+) -> Iterator[None]:
+    """Judge what is registered inside, also where some of it failed.
+
+    Args:
+        order: a report to write; None for none.
+        find: the pairs, once they are registered.
+
+    Raises:
+        BatchError: that of what is inside, after the report.
+        InputError, QualityError: as ``publish``.
+    """
+    failed = None
+    if order:
+        check_writable(order.outputs, order.overwrite)
+    try:
+        yield
+    except BatchError as error:
+        failed = error
+    if order:
+        publish(order, find(), qc_fail)
+    elif qc_fail:
+        conclude(worst_first(judge(find(), limits)), qc_fail)
+    if failed:
+        raise failed
+
+
+def conclude(rows: Sequence[Row], qc_fail: bool, where: Path | None = None) -> None:
+    """Raises as ``publish`` for rows, worst first, that are written there already."""
+    see = f"; see {where}" if where else ""
     failed = [row for row in rows if row.status in ("fail", "not registered")]
     unreadable = [row for row in rows if row.problem]
     if qc_fail and failed:
         raise QualityError(
-            f"{len(failed)} of {len(rows)} pairs fail, the worst ({failed[0].name}): {failed[0].why[0]}; see {where}"
+            f"{len(failed)} of {len(rows)} pairs fail, the worst ({failed[0].name}): {failed[0].why[0]}{see}"
         )
     if unreadable:
         raise BatchError(
             f"{len(unreadable)} of {len(rows)} pairs cannot be read in full, the first ({unreadable[0].name}): "
-            f"{unreadable[0].problem}; see {where}"
+            f"{unreadable[0].problem}{see}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a folder of ``ofg register`` holds: sidecars, and ``failures.csv`` of a batch."""
+"""What a folder of ``ofg register`` holds: sidecars, those of named pairs in a folder each, and ``failures.csv``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from ofg_deploy.report.rows import Failure
 
 
 def entries(folder: Path) -> list[Registration | Failure]:
-    """Every pair of the folder by name, those that could not be registered last.
+    """Every pair of the folder and of the folders in it by name, those that could not be registered last.
 
-    A JSON file that does not parse is taken for a broken sidecar and comes along; other records of ours and files of
+    A named pair of a batch has a folder of its own and is called like it. What begins with a dot is unfinished. A JSON
+    file that does not parse is taken for a broken sidecar and comes along; other records of ours and files of
     somebody else's do not.
 
     Raises:
@@ -24,11 +25,20 @@ def entries(folder: Path) -> list[Registration | Failure]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the --out folder of ofg register")
-    found: list[Registration | Failure] = [Registration(p) for p in sorted(folder.glob("*.json")) if _is_pair(p)]
-    found += _failures(folder / "failures.csv")
+    found: list[Registration | Failure] = [Registration(path) for path in _pairs(folder)]
+    for inner in sorted(path for path in folder.glob("*/") if path.is_dir() and not path.name.startswith(".")):
+        paths = _pairs(inner)
+        alone = len(paths) == 1
+        found += [Registration(p, called=inner.name if alone else f"{inner.name}/{p.stem}") for p in paths]
+    for table in sorted([*folder.glob("failures.csv"), *folder.glob("failures_part-*.csv")]):
+        found += _failures(table)
     if not found:
         raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its --out folder")
     return found
+
+
+def _pairs(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".") and _is_pair(path)]
 
 
 def _is_pair(path: Path) -> bool:
@@ -40,8 +50,6 @@ def _is_pair(path: Path) -> bool:
 
 
 def _failures(path: Path) -> list[Failure]:
-    if not path.exists():
-        return []
     try:
         rows = list(csv.DictReader(read_text(path).splitlines(keepends=True)))
         return [Failure(row["pair"], row["error"]) for row in rows]

@@ -27,15 +27,17 @@ class Registration:
     Attributes:
         sidecar: the JSON that ``ofg register`` wrote; its other outputs lie beside it.
         method: what it is summarised and compared under, for example the name of the model.
+        called: the pair's name where that of the sidecar does not tell it from others.
     """
 
     sidecar: Path
     method: str = ""
+    called: str = ""
 
     @property
     def name(self) -> str:
         """What the pair is called."""
-        return self.sidecar.stem
+        return self.called or self.sidecar.stem
 
     @cached_property
     def record(self) -> dict[str, Any]:
