@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, transform_points
 from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
+from ofg_deploy.nifti_write import write
 
 FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is damaged, and float32 loses the voxels
 CONFLICT_MM = 0.1  # sform and qform further apart than this anywhere in the volume are reported
@@ -32,6 +33,7 @@ class Volume:
         path: the file it came from.
         space_code: NIfTI code of the affine used (1 scanner, 2 aligned, 3 Talairach, 4 MNI), copied to outputs.
         warnings: what the header left open, in one line each.
+        sha256: of the file's bytes, as they were when it was read; None where nobody looked.
     """
 
     data: npt.NDArray[Any]
@@ -39,6 +41,7 @@ class Volume:
     path: Path
     space_code: int = 1
     warnings: tuple[str, ...] = ()
+    sha256: str | None = None
 
 
 def stem(path: Path) -> str:
@@ -57,13 +60,14 @@ def load_image(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
     grid, code, warnings = _affine(nifti)
-    data = nifti.read(np.dtype(np.float32)).reshape(grid.shape, order="F")
+    voxels, sha256 = nifti.read_hashed(np.dtype(np.float32))
+    data = voxels.reshape(grid.shape, order="F")
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them by 0 first (ofg check --fix)")
     if data.min() == data.max():
         raise InputError(f"{path} is constant ({data.flat[0]:g} everywhere): there is nothing to register")
-    return Volume(data, grid, path, code, warnings)
+    return Volume(data, grid, path, code, warnings, sha256)
 
 
 def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -75,7 +79,8 @@ def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
     grid, code, warnings = _affine(nifti)
-    data = nifti.read().reshape(grid.shape, order="F")
+    voxels, sha256 = nifti.read_hashed()
+    data = voxels.reshape(grid.shape, order="F")
     if data.dtype.kind == "f" and not np.array_equal(data, np.round(data)):  # also true of NaN
         raise InputError(f"{path} holds fractional values or NaN: a label map with whole numbers is needed")
     if data.dtype.kind == "f" or data.dtype.itemsize == 8:
@@ -83,7 +88,7 @@ def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
         if data.min().item() < limits.min or data.max().item() > limits.max:
             raise InputError(f"{path} has label numbers beyond 32 bits")
         data = data.astype(np.int32)
-    return Volume(data, grid, path, code, warnings)
+    return Volume(data, grid, path, code, warnings, sha256)
 
 
 def load_grid(path: Path) -> Grid:
@@ -93,7 +98,7 @@ def load_grid(path: Path) -> Grid:
 
 def save_volume(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int = 1) -> None:
     """Write (X, Y, Z) data with sform and qform both set to the grid, in mm."""
-    _save(path, data, grid, space_code)
+    write(path, [data], data.shape, data.dtype, grid, space_code)
 
 
 def save_transform(path: Path, displacement_mm: npt.NDArray[np.float32], grid: Grid, space_code: int = 1) -> None:
@@ -105,15 +110,14 @@ def save_transform(path: Path, displacement_mm: npt.NDArray[np.float32], grid: G
             (X, Y, Z, 1, 3) LPS mm with intent 1007.
         grid: the fixed image's grid.
     """
-    lps = np.einsum("ij,jxyz->xyzi", LPS_FROM_RAS[:3, :3].astype(np.float32), displacement_mm)
-    _save(path, np.ascontiguousarray(lps[:, :, :, None, :], dtype=np.float32), grid, space_code, INTENT_VECTOR)
+    write(path, _turned(displacement_mm), (*grid.shape, 1, 3), np.dtype(np.float32), grid, space_code, INTENT_VECTOR)
 
 
 def save_vectors(
     path: Path, vectors: npt.NDArray[np.float32], grid: Grid, space_code: int = 1, intent: int = 0
 ) -> None:
     """Write (3, X, Y, Z) components as they are, as (X, Y, Z, 3): FSL, and those who read by array alone."""
-    _save(path, np.ascontiguousarray(np.moveaxis(vectors, 0, -1)), grid, space_code, intent)
+    write(path, vectors, (*grid.shape, 3), vectors.dtype, grid, space_code, intent)
 
 
 def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int]:
@@ -143,9 +147,16 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
             f"{nifti.shape} with {int(nifti.header['intent_code'])}; --format names another form"
         )
     grid = _affine(nifti)[0]
-    data = nifti.read(np.dtype(np.float32))[:, :, :, 0, :]
-    ras = np.einsum("ij,xyzj->ixyz", LPS_FROM_RAS[:3, :3].astype(np.float32), data)
-    return ras, grid
+    lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
+    for axis, component in enumerate(_turned(lps)):
+        lps[axis] = component
+    return lps, grid
+
+
+def _turned(vectors: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """RAS components as LPS and back, one (X, Y, Z) at a time; never -0, which would be other bytes for the same."""
+    for sign, component in zip(np.diag(LPS_FROM_RAS), vectors, strict=False):
+        yield component if sign > 0 else np.float32(0) - component
 
 
 def check_volume(nifti: NiftiFile) -> None:
@@ -238,13 +249,3 @@ def _affine(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
         said = f"{path.name}: sform and qform disagree by up to {gap:.2f} mm; the sform is used"
         warnings = (*warnings, said)
     return grid, code, warnings
-
-
-def _save(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int, intent: int = 0) -> None:
-    image = nib.Nifti1Image(data, grid.world_from_vox)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(grid.world_from_vox, space_code)
-    image.set_qform(grid.world_from_vox, space_code)
-    if intent:
-        image.header.set_intent(intent)
-    nib.save(image, path)

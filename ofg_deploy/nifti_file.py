@@ -6,13 +6,14 @@ past the promise is read. Header extensions are skipped, never parsed.
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import io
 import logging
 import math
 import os
 import re
 import stat
-import zlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import igzip, isal_zlib
 from nibabel import imageglobals
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from ofg_deploy.errors import InputError
+from ofg_deploy.outputs import sha256_file
 
 MAX_VOXELS = 2 * 512**3  # 1 GiB of float32: twice the largest scans in daily use
 MAX_OFFSET = 64 * 2**20  # bytes of header and extensions; those seen in the wild stay below a tenth of it
@@ -34,6 +37,7 @@ DEFLATE_RATIO = 1032  # no deflate stream expands further (zlib's technical note
 CHUNK_BYTES = 2**20  # decoded at once: memory stays at the result and this
 
 _ENDINGS = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
+_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # an exception type in fact
 _NAMES = "a NIfTI image (.nii or .nii.gz) is needed"
 
 
@@ -61,7 +65,12 @@ class NiftiFile:
     offset: int
     repairs: tuple[str, ...]
 
-    @np.errstate(all="ignore")  # what does not fit becomes infinite: callers refuse
+    def read_hashed(self, dtype: np.dtype[Any] | None = None) -> tuple[npt.NDArray[Any], str]:
+        """All voxels, as ``read``, and the sha256 of ``path``: of the very bytes the voxels came from."""
+        digest = hashlib.sha256()
+        voxels = self._read(dtype, digest if self.body == self.path else None)
+        return voxels, digest.hexdigest() if self.body == self.path else sha256_file(self.path)
+
     def read(self, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
         """All voxels in ``shape``, Fortran order as on disk, scaling (``scl_slope``) applied.
 
@@ -71,11 +80,15 @@ class NiftiFile:
         Raises:
             InputError: fewer or more bytes than promised, or a checksum that does not match.
         """
+        return self._read(dtype, None)
+
+    @np.errstate(all="ignore")  # what does not fit becomes infinite: callers refuse
+    def _read(self, dtype: np.dtype[Any] | None, digest: hashlib._Hash | None) -> npt.NDArray[Any]:
         slope, inter = _scaling(self)
         wanted = np.dtype(dtype or apply_read_scaling(np.empty(0, self.on_disk), slope, inter).dtype.newbyteorder("="))
         flat = np.empty(math.prod(self.shape), wanted)
         step = CHUNK_BYTES // self.on_disk.itemsize
-        with damage_is_one_line(self.body), _open(self.body) as stream:
+        with damage_is_one_line(self.body), _open(self.body, digest) as stream:
             _skip(stream, self.offset)
             for start in range(0, flat.size, step):
                 part = flat[start : start + step]
@@ -132,7 +145,7 @@ def damage_is_one_line(path: Path, said: str = "is truncated or damaged") -> Ite
         yield
     except InputError:
         raise
-    except (HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+    except (HeaderDataError, OSError, EOFError, ValueError, OverflowError, _DAMAGED) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path} {said}: {' '.join(reason.split())}") from error
 
@@ -222,11 +235,38 @@ def _check_size(body: Path, offset: int, promised: int) -> None:
         )
 
 
-def _open(path: Path) -> BinaryIO:
-    """Decompressed if it is gzip by content: names lie, and a wrong guess reads compressed bytes as voxels."""
-    with path.open("rb") as stream:
-        compressed = stream.read(2) == b"\x1f\x8b"
-    return cast("BinaryIO", gzip.open(path)) if compressed else path.open("rb")
+@contextmanager
+def _open(path: Path, digest: hashlib._Hash | None = None) -> Iterator[BinaryIO]:
+    """Decompressed if it is gzip by content: names lie, and a wrong guess reads compressed bytes as voxels.
+
+    ``digest`` is fed the file's own bytes, all of them once the end has been read.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source = cast("BinaryIO", file if digest is None else io.BufferedReader(_Hashed(file, digest), CHUNK_BYTES))
+        if not compressed:
+            yield source
+            return
+        with igzip.IGzipFile(fileobj=source) as stream:  # type: ignore[no-untyped-call]
+            yield cast("BinaryIO", stream)
+
+
+class _Hashed(io.RawIOBase):
+    """A file whose bytes go through a digest as they are read."""
+
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+        self._file, self._digest = file, digest
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As ``io.RawIOBase``."""
+        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._digest.update(memoryview(buffer)[:count])
+        return int(count)
 
 
 def _skip(stream: BinaryIO, count: int) -> None:
@@ -248,7 +288,11 @@ def _mended() -> Iterator[list[str]]:
     """Collect what nibabel says about a header; left alone, it prints that to stderr without naming the file."""
     lines: list[str] = []
 
+    reader = threading.get_ident()
+
     def collect(record: logging.LogRecord) -> bool:
+        if record.thread != reader:  # another file's, and its reader's
+            return True
         if record.levelno >= logging.WARNING:
             lines.append(record.getMessage())
         return False

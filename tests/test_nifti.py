@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -407,3 +409,46 @@ def test_only_our_form_of_a_displacement_field_is_read(tmp_path, affine):
 )
 def test_stem(name, expected):
     assert stem(Path("/some.nii/folder") / name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.img"])
+def test_the_digest_is_that_of_the_file(tmp_path, make_grid, write_nifti, name):
+    grid = make_grid("oblique", (9, 8, 7), (1.0, 2.0, 3.0))
+    data = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    paired = name in ("a.hdr", "a.img")
+    path = write_nifti(tmp_path / name, data, grid.world_from_vox, cls=nib.Nifti1Pair if paired else nib.Nifti1Image)
+    assert load_image(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    if name == "a.nii.gz":  # two members are one file, and both are hashed
+        whole = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(whole[:900]) + gzip.compress(whole[900:]))
+        assert load_image(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        np.testing.assert_array_equal(load_image(path).data, data)
+
+
+def test_what_is_written_twice_has_the_same_bytes(tmp_path, make_grid):
+    grid = make_grid("left-handed", (70, 40, 31), (1.0, 2.0, 3.0))
+    field = np.random.default_rng(0).normal(size=(3, *grid.shape)).astype(np.float32)
+    in_file_order = np.ascontiguousarray(field.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
+    for name, each in (("a", field), ("b", in_file_order)):
+        save_transform(tmp_path / f"{name}_Warp.nii.gz", each, grid)
+        save_volume(tmp_path / f"{name}.nii.gz", each[0], grid)
+    for kind in ("_Warp.nii.gz", ".nii.gz"):
+        assert (tmp_path / f"a{kind}").read_bytes() == (tmp_path / f"b{kind}").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes()[4:8] == bytes(4)  # no time
+    stored = nib.load(tmp_path / "a_Warp.nii.gz").get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(
+        stored[..., 0, :], np.moveaxis(field * np.array([-1, -1, 1])[:, None, None, None], 0, -1)
+    )
+    np.testing.assert_array_equal(load_transform(tmp_path / "a_Warp.nii.gz")[0], field)
+
+
+def test_readers_side_by_side_keep_their_warnings_apart(tmp_path, make_grid, write_nifti):
+    """nibabel tells one logger about every header it mends, whoever reads."""
+    grid = make_grid("RAS", (5, 6, 7), (1.0, 2.0, 3.0))
+    data = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    good, odd = (write_nifti(tmp_path / f"{n}.nii", data, grid.world_from_vox) for n in ("good", "odd"))
+    patch(odd, PIXDIM + 4, "<f", 0.0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda path: load_image(path).warnings, [good, odd] * 40))
+    assert not any(found[0::2])
+    assert all(len(lines) == 1 for lines in found[1::2])

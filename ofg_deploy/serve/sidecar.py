@@ -83,7 +83,7 @@ def describe(volume: Volume) -> dict[str, Any]:
     """An input's file and geometry."""
     return {
         "path": str(volume.path.absolute()),
-        "sha256": sha256_file(volume.path),
+        "sha256": volume.sha256 or sha256_file(volume.path),
         "shape": list(volume.grid.shape),
         "spacing_mm": list(volume.grid.spacing_mm),
         "orientation": volume.grid.orientation,
