@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,3 +207,24 @@ def test_register_with_openvino(
         assert record["runtime"]["name"].startswith(runtime)
         fields[runtime] = record["metrics"]["ncc_after"]
     assert fields["openvino"] == pytest.approx(fields["onnxruntime"], abs=1e-5)
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from ofg_deploy.serve.openvino import OpenVinoEngine
+engines = [OpenVinoEngine(Path(sys.argv[1]), "cpu", 1) for _ in range(2)]
+while engines:
+    del engines[0]
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_after_two_engines_is_an_interrupt(tiny_model: Callable[..., Any]) -> None:
+    """With an ``openvino.Core`` for each it was a segmentation fault, on CPUs where OpenVINO changes the signal stack."""
+    line = [sys.executable, "-c", INTERRUPTED, str(tiny_model().path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class OpenVinoEngine:
         self.model_sha256 = sealed.sha256
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
         self._threads = threads
-        self._core = openvino.Core()
+        self._core = _core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if sealed.contract.precision == "bf16" and "BF16" not in capabilities:
             raise DeviceError(f"{path} is bf16, which this CPU does not compute in: use --runtime onnxruntime")
@@ -86,6 +87,19 @@ class OpenVinoEngine:
 
         with threads(min(self._threads, most_threads())):
             return integrate(predicted)
+
+
+@cache
+def _core() -> Any:
+    """One for the process, never destroyed.
+
+    OpenVINO 2026.4's CPU plugin gives the thread an alternate stack for signals and takes it back in its destructor;
+    of two that are destroyed in the order in which they were made, the second puts back the first one's, which is gone,
+    and the next Ctrl-C is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _network_part(sealed: SealedModel) -> tuple[Any, bool]:
