@@ -30,6 +30,8 @@ def sample(
 
     if order and data.dtype.kind != "f":
         return _rounded(sample(data.astype(np.float64), index, order, fill), data.dtype)
+    if data.flags.f_contiguous:  # a kernel reads in C order
+        data, index = data.T, index[::-1]
     points = np.ascontiguousarray(index, dtype=np.float64).reshape(3, -1)
     out = np.empty(index.shape[1:], dtype or data.dtype)
     seen, bits, value = _plain(np.ascontiguousarray(data), out, order, fill)

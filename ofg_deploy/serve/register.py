@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ofg_deploy.nifti import Volume, load_image, save_transform, save_volume
 from ofg_deploy.outputs import check_writable, staged, to_json
 from ofg_deploy.preprocess import Init, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
-from ofg_deploy.serve.companions import Companions
+from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import compare_labels, measure
@@ -114,20 +115,18 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         warped = warp(moving.data, moving.grid, fixed.grid, displacement, fill=job.fill)
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)
     inverse = _invert(job, forward, pair, moving, clock)
-    with clock("measure"):
-        numbers = measure(pair, network_vox, fixed, moving, warped, displacement)
-        if beside.fixed_labels:
-            numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
-    with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths:
+    with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths, ThreadPoolExecutor(1) as pool:
+        measured = pool.submit(_measure, prepared, network_vox, warped, displacement, moved)
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
             save_volume(partial["warped"], warped, fixed.grid, fixed.space_code)
             affine = None if init == "none" else pair.moving_from_fixed
             found = dialects.Registration(displacement, affine, fixed.grid, moving.grid, fixed.space_code)
-            numbers["roundtrip_max_mm"] = _write_transforms(found, partial, job.field_format)
+            roundtrip_mm = _write_transforms(found, partial, job.field_format)
             if inverse:
                 save_transform(partial["inverse"], inverse.field, inverse.grid, moving.space_code)
             moved.save(partial, fixed)
+        numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
         inputs = {"fixed": fixed, "moving": moving, **beside.volumes()}
         record = sidecar.record(
             job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined
@@ -147,6 +146,16 @@ def _invert(job: Job, forward: FieldMap, pair: PreparedPair, moving: Volume, clo
         return None
     with clock("invert"):
         return inverse_field(forward, pair.moving_from_fixed, moving.grid)
+
+
+def _measure(prepared: Prepared, network_vox: Field, warped: Any, displacement: Field, moved: Moved) -> dict[str, Any]:
+    """While the files are written: packing a field takes one core and as long."""
+    fixed, beside = prepared.fixed, prepared.beside
+    with prepared.clock("measure"):
+        numbers = measure(prepared.pair, network_vox, fixed, prepared.moving, warped, displacement)
+        if beside.fixed_labels:
+            numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
+    return numbers
 
 
 def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> Refined | None:

@@ -92,7 +92,7 @@ def describe(volume: Volume) -> dict[str, Any]:
 
 
 class Clock:
-    """Wall-clock seconds by stage."""
+    """Wall-clock seconds by stage; stages may run beside each other, as measuring and writing do."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
