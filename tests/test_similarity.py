@@ -11,7 +11,8 @@ from scipy.ndimage import gaussian_filter
 from training_runs import tiny_config
 
 from ofg_deploy import metrics
-from ofg_deploy.errors import DeviceError, UsageError
+from ofg_deploy.errors import UsageError
+from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.losses import diffusion, local_ncc_loss, warp
@@ -129,16 +130,23 @@ def test_objective_is_the_sum_of_its_terms(guidance: str) -> None:
         assert terms.loss.item() == pytest.approx(total.item())
 
 
-def test_greedy_guidance_is_its_own_optimiser() -> None:
+@pytest.mark.parametrize("optimiser", ["greedy", "multilevel"])
+def test_greedy_guidance_is_its_own_optimiser(optimiser: str) -> None:
     moving, fixed = (as_tensor(smooth(n)).float() for n in (0, 1))
     field = torch.from_numpy(np.stack([smooth(n) for n in (2, 3, 4)])).float()[None]
-    terms = objective(tiny_config(guidance_optimiser="greedy"), field, Batch(moving, fixed))
-    refined = Greedy(2, window=5).refine(field[0].numpy(), moving[0, 0].numpy(), fixed[0, 0].numpy())
-    assert terms.target.item() == pytest.approx(np.mean((refined - field[0].numpy()) ** 2), rel=1e-5)
-    with pytest.raises(UsageError, match="local NCC only"):
-        tiny_config(guidance_optimiser="greedy", similarity="mse")
-    with pytest.raises(DeviceError, match="CPU"):
-        Objective(tiny_config(guidance_optimiser="greedy"), torch.device("cuda"))
+    config = tiny_config(guidance_optimiser=optimiser, guidance_coarse_steps=3, ncc_window=3, guidance_sobolev=2.5)
+    terms = objective(config, field, Batch(moving, fixed))
+    steps: Greedy | Multilevel = Greedy(2, window=3)
+    if optimiser == "multilevel":
+        steps = Multilevel(steps, (3,))
+    refined = steps.refine(field[0].numpy(), moving[0, 0].numpy(), fixed[0, 0].numpy())
+    change = refined - field[0].numpy()
+    steepness = sum(np.mean(np.diff(change, axis=axis) ** 2) for axis in (1, 2, 3)) / 3
+    assert terms.target.item() == pytest.approx(np.mean(change**2) + 2.5 * steepness, rel=1e-5)
+    with pytest.raises(UsageError, match=f"{optimiser} knows the local NCC only"):
+        tiny_config(guidance_optimiser=optimiser, similarity="mse")
+    assert Objective(config, torch.device("cpu")).guidance == f"ofg ({optimiser}, numba)"
+    assert Objective(config, torch.device("cuda")).guidance == f"ofg ({optimiser}, torch)"
 
 
 def test_targets_do_not_depend_on_the_rest_of_a_batch() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid
 from ofg_deploy.metrics import dice, mean
 from ofg_deploy.train.checkpoint import load_checkpoint
-from ofg_deploy.train.config import TrainConfig
+from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
 from ofg_deploy.train.dataset import check_pairs, find_pairs, load_cached, misfits, plan_grid, prepare_all
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
+from ofg_deploy.train.recipes import split_recipes
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,19 @@ def test_bad_data_and_options(
         (["--resume"], 3, "not a run"),
         (["--resume", "--lr", 1], 2, "--lr cannot change"),
         ([images, "--seed", -1], 2, "--seed"),
+        (
+            [images, "--guidance-optimiser", "greedy", "--guidance-lr", 0.1],
+            2,
+            "--guidance-lr has no effect with --guidance-optimiser greedy",
+        ),
+        ([images, "--guidance", "none", "--guidance-steps", 3], 2, "no effect with --guidance none"),
+        ([images, "--guidance", "none", "--guidance-optimiser", "adam"], 2, "no effect with --guidance none"),
+        ([images, "--guidance-optimiser", "greedy", "--guidance-levels", 3], 2, "no effect"),
+        ([images, "--similarity", "mse", "--ncc-window", 5], 2, "no effect with --similarity mse"),
+        ([images, "--recipe", "other"], 2, "use one of ixi"),
+        ([images, "--recipe", "oasis", "--recipe", "ixi"], 2, "one data set at a time"),
+        ([images, "--guidance-optimiser", "multilevel", "--guidance-levels", 4], 2, "at its coarsest level"),
+        ([images, "--guidance-optimiser", "multilevel", "--guidance-levels", 1], 2, "at least 2"),
         ([images, "--lr", "inf"], 2, "finite"),
         ([images, "--dice-weight", 1, "--init", "none"], 3, "labels for every training pair"),
         ([broken, "--init", "none", "--workers", 1], 3, "s2.nii.gz"),
@@ -287,6 +302,21 @@ def test_validation_dice_is_the_dice_of_the_label_maps(subjects: tuple[Path, Pat
     on_network = resample(moving.data, moving.grid, pair.grid, np.eye(4), order=0)
     shifted[:-2, :, 1:] = on_network[2:, :, :-1]
     assert dice_of_field(pair, labels, field) == pytest.approx(mean(dice(labels.fixed_labels, shifted)), abs=1e-12)
+
+
+def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
+    published = tiny_config(guidance_steps=5, ncc_window=9)
+    assert replace(published, **settle_guidance("ofg", None, "ncc", {}, published=True)) == published
+    assert replace(published, **settle_guidance("ofg", "adam", "ncc", {})) == published
+    greedy = settle_guidance("ofg", "greedy", "ncc", {"guidance_steps": 2, "ncc_window": None})
+    assert (greedy["guidance_optimiser"], greedy["guidance_steps"], greedy["ncc_window"]) == ("greedy", 2, 5)
+    assert settle_guidance("ofg", None, "ncc", {})["guidance_optimiser"] == DEFAULT_OPTIMISER
+    assert settle_guidance("ofg", None, "mind", {})["guidance_optimiser"] == "adam"
+    assert settle_guidance("none", None, "ncc", {})["ncc_window"] == 9
+    assert split_recipes(["paper", "oasis"]) == split_recipes(["oasis", "paper"]) == ("oasis", True)
+    assert split_recipes([]) == (None, False)
+    for optimiser in get_args(Optimiser):
+        replace(published, **settle_guidance("ofg", optimiser, "ncc", {}))
 
 
 def test_usage_errors_of_the_configuration() -> None:

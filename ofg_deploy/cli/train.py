@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import DeviceOption, InitOption, RecipeOption, app
+from ofg_deploy.cli.app import DeviceOption, InitOption, app
 from ofg_deploy.errors import UsageError
 
 GuidanceOption = Literal["ofg", "none"]
-OptimiserOption = Literal["adam", "greedy"]
+OptimiserOption = Literal["adam", "greedy", "multilevel"]
 SimilarityOption = Literal["ncc", "mse", "mind"]
 RegulariserOption = Literal["diffusion", "bending"]
 PrecisionOption = Literal["fp32", "bf16", "fp16"]
@@ -36,7 +36,12 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("run"),
     labels: Annotated[Optional[Path], typer.Option(help="Folder of label maps, named like the images.")] = None,
-    recipe: Annotated[Optional[RecipeOption], typer.Option(help="Published defaults; options given here win.")] = None,
+    recipe: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Published defaults: of a data set, by name; of the method, paper. May be given twice; options win."
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out what cannot be used, with a warning.")
     ] = False,
@@ -69,15 +74,33 @@ def train(
     ] = False,
     guidance: Annotated[GuidanceOption, typer.Option(help="ofg, or none for the unsupervised baseline.")] = "ofg",
     guidance_optimiser: Annotated[
-        OptimiserOption, typer.Option(help="Published Adam, or greedy: smoothed steps down the local NCC (CPU).")
-    ] = "adam",
-    guidance_steps: Annotated[int, typer.Option(help="Inner steps per training step (K).")] = 5,
-    guidance_lr: Annotated[float, typer.Option(help="Inner learning rate of Adam in voxels.")] = 0.1,
-    guidance_smoothness: Annotated[float, typer.Option(help="Regulariser weight of the inner energy.")] = 1.0,
+        Optional[OptimiserOption],
+        typer.Option(
+            help="adam (if absent): as published; greedy: smoothed steps down the local NCC; multilevel: coarse too"
+        ),
+    ] = None,
+    guidance_steps: Annotated[
+        Optional[int], typer.Option(help="Inner steps per training step (K); greedy 6, multilevel 3, adam 5.")
+    ] = None,
+    guidance_levels: Annotated[
+        Optional[int], typer.Option(help="Resolutions of multilevel, each half as fine as the next; 2 if absent.")
+    ] = None,
+    guidance_coarse_steps: Annotated[
+        Optional[int], typer.Option(help="Steps of multilevel at each coarse resolution; 8 if absent.")
+    ] = None,
+    guidance_lr: Annotated[Optional[float], typer.Option(help="Inner learning rate of adam in voxels; 0.1.")] = None,
+    guidance_smoothness: Annotated[
+        Optional[float], typer.Option(help="Regulariser weight of adam's inner energy; 1.")
+    ] = None,
+    guidance_sobolev: Annotated[
+        Optional[float], typer.Option(help="Weight of the gradient of (prediction - target) in the loss; 10, adam 0.")
+    ] = None,
     similarity: Annotated[
         SimilarityOption, typer.Option(help="Local NCC; mean squared difference; MIND for unlike modalities.")
     ] = "ncc",
-    ncc_window: Annotated[int, typer.Option(help="Side of the local NCC window in voxels.")] = 9,
+    ncc_window: Annotated[
+        Optional[int], typer.Option(help="Side of the local NCC window in voxels; 9, and 5 with greedy steps.")
+    ] = None,
     regulariser: Annotated[
         RegulariserOption, typer.Option(help="First (diffusion) or second differences (bending) of the field.")
     ] = "diffusion",
@@ -119,28 +142,34 @@ def train(
     Several GPUs or machines: torchrun --nproc-per-node N -m ofg_deploy train ...
     """
     from ofg_deploy.train import command
-    from ofg_deploy.train.config import TrainConfig
-    from ofg_deploy.train.recipes import Options
+    from ofg_deploy.train.config import TrainConfig, settle_guidance
+    from ofg_deploy.train.recipes import Options, split_recipes
 
     resources = command.Resources(device, threads, workers, loader_workers, activation_checkpointing)
     if resume:
         _refuse_others(context)
         command.resume(out, resources)
         return
-    pair_list = command.find(data, out, labels, pairs, seed, skip_bad)
+    of_data, published = split_recipes(recipe or [])
+    given_guidance = {
+        "guidance_steps": guidance_steps,
+        "guidance_levels": guidance_levels,
+        "guidance_coarse_steps": guidance_coarse_steps,
+        "guidance_lr": guidance_lr,
+        "guidance_smoothness": guidance_smoothness,
+        "guidance_sobolev": guidance_sobolev,
+        "ncc_window": ncc_window,
+    }
+    guided = settle_guidance(guidance, guidance_optimiser, similarity, given_guidance, published)
     given = Options(grid, spacing, intensity, init, two_way, flip, axes)
-    expects, options, pair_list = command.settle(data, pair_list, network, recipe, given)
+    pair_list = command.find(data, out, labels, pairs, seed, skip_bad)
+    expects, options, pair_list = command.settle(data, pair_list, network, of_data, given)
     config = TrainConfig(
         expects=expects,
         network=network,
         diffeomorphic=diffeomorphic,
-        guidance=guidance,
-        guidance_optimiser=guidance_optimiser,
-        guidance_steps=guidance_steps,
-        guidance_lr=guidance_lr,
-        guidance_smoothness=guidance_smoothness,
+        **guided,
         similarity=similarity,
-        ncc_window=ncc_window,
         regulariser=regulariser,
         smoothness=smoothness,
         dice_weight=dice_weight,

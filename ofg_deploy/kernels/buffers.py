@@ -16,6 +16,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._held: dict[str, npt.NDArray[Any]] = {}
+        self._parts: dict[str, Buffers] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """The array of that name, with whatever was last written into it."""
@@ -26,7 +27,11 @@ class Buffers:
             self._held[name] = held = np.empty(shape, dtype)
         return held
 
+    def part(self, name: str) -> Buffers:
+        """Buffers of their own, kept in these: for the same work on another grid."""
+        return self._parts.setdefault(name, Buffers())
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(a.nbytes for a in self._held.values())
+        return sum(a.nbytes for a in self._held.values()) + sum(part.nbytes for part in self._parts.values())

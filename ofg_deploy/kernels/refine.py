@@ -60,7 +60,7 @@ class Adam:
         from ofg_deploy.kernels import adam, compiled, local_ncc
         from ofg_deploy.kernels.warp import warp
 
-        arrays = _checked(field, moving, fixed)
+        arrays = checked_arrays(field, moving, fixed)
         refined, (moving, fixed), shape = arrays[0].copy(), arrays[1:], moving.shape
         buffers = Buffers() if buffers is None else buffers
         warped, slope = buffers.take("warped", shape), buffers.take("slope", field.shape)
@@ -133,7 +133,7 @@ class Descent:
     def __init__(
         self, options: Greedy, field: Field, moving: Image, fixed: Image, buffers: Buffers | None = None
     ) -> None:
-        given, self._moving, self._fixed = _checked(field, moving, fixed)
+        given, self._moving, self._fixed = checked_arrays(field, moving, fixed)
         self.field = given.copy()
         self._options, self._buffers = options, Buffers() if buffers is None else buffers
         self._warped = self._buffers.take("warped", self._moving.shape)
@@ -177,7 +177,7 @@ def _check(loss: float) -> None:
         raise InputError("the local NCC of the pair is not finite: field or images hold NaN or infinite values")
 
 
-def _checked(field: Any, moving: Any, fixed: Any) -> tuple[Field, Image, Image]:
+def checked_arrays(field: Any, moving: Any, fixed: Any) -> tuple[Field, Image, Image]:
     """The arrays as the kernels read them: float32, contiguous; copied only where they are not."""
     shape = np.shape(moving)
     if len(shape) != 3 or min(shape) < 2 or np.shape(fixed) != shape or np.shape(field) != (3, *shape):

@@ -253,15 +253,11 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str) -> None:
     """What is about to happen, and what it takes in memory and time."""
     config, fabric, console = trainer.config, trainer.fabric, _console()
     grid = "x".join(str(n) for n in config.expects.shape)
-    guidance = (
-        "guidance none"
-        if config.guidance == "none"
-        else f"guidance ofg ({config.guidance_optimiser}, {trainer.objective.backend})"
-    )
     processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
     console.print(
-        f"{config.network} on {fabric.device.type}, {config.precision}{processes}, {guidance}, grid "
-        f"{grid}, {len(pairs.training)} training and {len(pairs.validation)} validation pairs",
+        f"{config.network} on {fabric.device.type}, {config.precision}{processes}, "
+        f"guidance {trainer.objective.guidance}, grid {grid}, "
+        f"{len(pairs.training)} training and {len(pairs.validation)} validation pairs",
         soft_wrap=True,
     )
     seconds = trainer.trial().seconds

@@ -1,4 +1,4 @@
-"""Options of a training run. The defaults are the published recipe."""
+"""Options of a training run. ``TrainConfig`` alone is the published recipe; the command has measured defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ofg_deploy.model_file import read_network_input
 from ofg_deploy.preprocess import NetworkInput
 
 Guidance = Literal["ofg", "none"]
-Optimiser = Literal["adam", "greedy"]
+Optimiser = Literal["adam", "greedy", "multilevel"]
 Similarity = Literal["ncc", "mse", "mind"]
 Regulariser = Literal["diffusion", "bending"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -23,6 +23,59 @@ CHOICES = {
     "precision": Precision,
 }
 
+DEFAULT_OPTIMISER: Optimiser = "adam"
+# What each inner optimiser takes, and its defaults; without guidance the window is that of the unsupervised loss.
+GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {"ncc_window": 9},
+    "adam": {
+        "guidance_steps": 5,
+        "guidance_lr": 0.1,
+        "guidance_smoothness": 1.0,
+        "guidance_sobolev": 0.0,
+        "ncc_window": 9,
+    },
+    "greedy": {"guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5},
+    "multilevel": {
+        "guidance_steps": 3,
+        "guidance_levels": 2,
+        "guidance_coarse_steps": 8,
+        "guidance_sobolev": 10.0,
+        "ncc_window": 5,
+    },
+}
+
+
+def settle_guidance(
+    guidance: str, optimiser: str | None, similarity: str, given: dict[str, Any], published: bool = False
+) -> dict[str, Any]:
+    """The options of guidance with nothing left open, as arguments of ``TrainConfig``.
+
+    The optimiser is the default one unless another was asked for; Adam where the recipe is the published one, and for
+    another similarity than local NCC, which no other one knows.
+
+    Args:
+        given: options by field name; None was not given.
+        published: whether the defaults are the paper's.
+
+    Raises:
+        UsageError: an option that would change nothing.
+    """
+    chosen = optimiser or ("adam" if published or similarity != "ncc" else DEFAULT_OPTIMISER)
+    kind = chosen if guidance == "ofg" else "none"
+    if guidance == "none" and optimiser is not None:
+        raise UsageError(f"--guidance-optimiser {optimiser} has no effect with --guidance none: leave one of them out")
+    takes = GUIDANCE_OPTIONS.get(kind, {})
+    asked = {name: value for name, value in given.items() if value is not None}
+    for name in asked:
+        option, why = "--" + name.replace("_", "-"), None
+        if name not in takes:
+            why = "--guidance none" if kind == "none" else f"--guidance-optimiser {chosen}"
+        elif name == "ncc_window" and similarity != "ncc":
+            why = f"--similarity {similarity}"
+        if why:
+            raise UsageError(f"{option} has no effect with {why}: leave it out")
+    return {"guidance": guidance, "guidance_optimiser": chosen, **takes, **asked}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -33,11 +86,14 @@ class TrainConfig:
         network: name of the architecture.
         diffeomorphic: the network predicts a stationary velocity, integrated to the field.
         guidance: ``ofg``: refined field as target; ``none``: unsupervised baseline in the same loop.
-        guidance_optimiser: what refines the prediction: ``adam``, as published, or ``greedy``, smoothed steps down the
-            local NCC (CPU only); it takes neither learning rate nor regulariser.
-        guidance_steps: K, inner steps per training step.
+        guidance_optimiser: what refines the prediction: ``adam``, as published; ``greedy``, smoothed steps down the
+            local NCC, with neither learning rate nor regulariser; ``multilevel``, greedy steps coarse to fine.
+        guidance_steps: K, inner steps per training step, at full resolution.
+        guidance_levels: resolutions of ``multilevel``, each half as fine as the one before.
+        guidance_coarse_steps: its steps at each of the coarse ones.
         guidance_lr: inner learning rate at the first epoch, in voxels; decays like the outer one.
         guidance_smoothness: weight of the regulariser in the inner energy.
+        guidance_sobolev: weight of the squared gradient of (prediction - target) beside its square in the OFG loss.
         similarity: what compares warped and fixed, in the inner energy as in the unsupervised loss: ``ncc`` (local
             NCC), ``mse`` (same scanner, same contrast), ``mind`` (other modalities).
         ncc_window: side of the local NCC window in voxels (odd).
@@ -66,8 +122,11 @@ class TrainConfig:
     guidance: Guidance = "ofg"
     guidance_optimiser: Optimiser = "adam"
     guidance_steps: int = 5
+    guidance_levels: int = 2
+    guidance_coarse_steps: int = 8
     guidance_lr: float = 0.1
     guidance_smoothness: float = 1.0
+    guidance_sobolev: float = 0.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
     regulariser: Regulariser = "diffusion"
@@ -92,10 +151,15 @@ class TrainConfig:
                 raise UsageError(f"--{option} {value!r} is unknown: use {' or '.join(get_args(choices))}")
         if self.ncc_window < 3 or self.ncc_window % 2 == 0:
             raise UsageError(f"--ncc-window {self.ncc_window} must be odd and at least 3")
-        if self.guidance_optimiser == "greedy" and self.similarity != "ncc":
-            raise UsageError("--guidance-optimiser greedy knows the local NCC only: use --similarity ncc or adam")
+        if self.guidance_optimiser != "adam" and self.similarity != "ncc":
+            raise UsageError(
+                f"--guidance-optimiser {self.guidance_optimiser} knows the local NCC only: use --similarity ncc or adam"
+            )
+        if self.guidance_levels < 2:
+            raise UsageError(f"--guidance-levels {self.guidance_levels} must be at least 2: one level is greedy")
         positive = {
             "--guidance-steps": self.guidance_steps,
+            "--guidance-coarse-steps": self.guidance_coarse_steps,
             "--guidance-lr": self.guidance_lr,
             "--lr": self.lr,
             "--epochs": self.epochs,
@@ -114,8 +178,10 @@ class TrainConfig:
                 raise UsageError(f"--{option} {value}: a finite number is needed")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed} must be from 0 to 4294967295")
-        if min(self.outer_smoothness, self.guidance_smoothness, self.dice_weight, self.picture_every) < 0:
-            raise UsageError("--smoothness, --guidance-smoothness, --dice-weight, --picture-every must not be negative")
+        for name in ("outer_smoothness", "guidance_smoothness", "guidance_sobolev", "dice_weight", "picture_every"):
+            if (value := getattr(self, name)) < 0:
+                option = name.removeprefix("outer_").replace("_", "-")
+                raise UsageError(f"--{option} {value} must not be negative")
 
     @property
     def outer_smoothness(self) -> float:

@@ -9,19 +9,110 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
 from ofg_deploy.errors import DeviceError, UsageError
 from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Adam, Greedy
+from ofg_deploy.train import greedy
 from ofg_deploy.train.losses import diffusion, local_ncc_loss, warp
+from ofg_deploy.train.similarity import bending, mind_loss, mse_loss
+
+if TYPE_CHECKING:
+    from ofg_deploy.train.config import TrainConfig
 
 Similarity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Regulariser = Callable[[torch.Tensor], torch.Tensor]
 Backend = Literal["auto", "numba", "triton", "torch"]
+# The published energy has kernels of its own; None stands for it.
+SIMILARITIES: dict[str, Similarity | None] = {"ncc": None, "mse": mse_loss, "mind": mind_loss}
+REGULARISERS: dict[str, Regulariser | None] = {"diffusion": None, "bending": bending}
+
+
+class InnerOptimiser(Protocol):
+    """What makes the target of a training step."""
+
+    @property
+    def backend(self) -> str:
+        """What it runs on."""
+        ...
+
+    def __call__(
+        self, field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, decay: float, buffers: Buffers
+    ) -> torch.Tensor:
+        """The refined field, detached; each pair by itself.
+
+        Args:
+            field: (N, 3, X, Y, Z) voxels, float32.
+            moving, fixed: (N, 1, X, Y, Z) in 0..1.
+            decay: factor of the learning rates in this epoch.
+            buffers: working memory, kept from call to call.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PublishedAdam:
+    """K steps of a fresh Adam down the training energy, as in the paper; see ``refine``."""
+
+    config: TrainConfig
+    backend: str
+
+    def __call__(
+        self, field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, decay: float, buffers: Buffers
+    ) -> torch.Tensor:
+        """As ``InnerOptimiser``."""
+        config = self.config
+        return refine(
+            field,
+            moving,
+            fixed,
+            config.guidance_steps,
+            config.guidance_lr * decay,
+            SIMILARITIES[config.similarity],
+            config.guidance_smoothness,
+            REGULARISERS[config.regulariser],
+            config.ncc_window,
+            self.backend,  # type: ignore[arg-type]
+            buffers,
+        )
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """Smoothed steps down the local NCC, at full resolution alone or coarse to fine first; they do not decay."""
+
+    options: Greedy | Multilevel
+    backend: str
+
+    def __call__(
+        self, field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, decay: float, buffers: Buffers
+    ) -> torch.Tensor:
+        """As ``InnerOptimiser``."""
+        if self.backend == "numba":
+            return refine_compiled(self.options, field, moving, fixed, buffers)
+        return greedy.refine(self.options, field, moving, fixed)
+
+
+def inner_optimiser(config: TrainConfig, device: torch.device) -> InnerOptimiser:
+    """The one that a run is guided by.
+
+    Raises:
+        DeviceError: it does not run there. UsageError: it does not suit the grid.
+    """
+    if config.guidance_optimiser == "adam":
+        custom = config.similarity != "ncc" or config.regulariser != "diffusion"
+        return PublishedAdam(config, choose_backend(device, "auto", custom))
+    options: Greedy | Multilevel = Greedy(config.guidance_steps, window=config.ncc_window)
+    if config.guidance_optimiser == "multilevel":
+        options = Multilevel(options, (config.guidance_coarse_steps,) * (config.guidance_levels - 1))
+        options.check_grid(config.expects.shape)
+    return Steepest(options, "numba" if device.type == "cpu" else "torch")
 
 
 def choose_backend(device: torch.device | str, backend: Backend = "auto", custom_energy: bool = False) -> str:
@@ -114,7 +205,7 @@ def refine(
 
 
 def refine_compiled(
-    optimiser: Adam | Greedy,
+    optimiser: Adam | Greedy | Multilevel,
     field: torch.Tensor,
     moving: torch.Tensor,
     fixed: torch.Tensor,

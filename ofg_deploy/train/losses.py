@@ -9,15 +9,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def warp(moving: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """Sample ``moving`` (N, C, X, Y, Z) at voxel + ``field`` (N, 3, X, Y, Z, voxels); linear, zeros outside."""
+def warp(moving: torch.Tensor, field: torch.Tensor, beyond: str = "zeros") -> torch.Tensor:
+    """Sample ``moving`` (N, C, X, Y, Z) at voxel + ``field`` (N, 3, X, Y, Z, voxels); linear, zeros outside.
+
+    Args:
+        beyond: ``border`` holds the edge values outside instead.
+    """
     shape = field.shape[2:]
     axes = [torch.arange(n, dtype=field.dtype, device=field.device) for n in shape]
     lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     upper = torch.tensor([n - 1 for n in shape], dtype=field.dtype, device=field.device).view(3, 1, 1, 1)
     where = 2 * (lattice + field) / upper - 1
     # grid_sample wants the last array axis first.
-    return functional.grid_sample(moving, where.flip(1).movedim(1, -1), align_corners=True)
+    return functional.grid_sample(moving, where.flip(1).movedim(1, -1), padding_mode=beyond, align_corners=True)
 
 
 def local_ncc_loss(a: torch.Tensor, b: torch.Tensor, window: int = 9) -> torch.Tensor:
@@ -69,9 +73,15 @@ def diffusion(field: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.diff(field, dim=axis).square().mean() for axis in (2, 3, 4)]).sum() / 3
 
 
-def ofg_loss(predicted: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference to the refined field, which is a constant here (Xin et al., MICCAI 2024)."""
-    return functional.mse_loss(predicted, refined.detach())
+def ofg_loss(predicted: torch.Tensor, refined: torch.Tensor, sobolev: float = 0.0) -> torch.Tensor:
+    """Mean squared difference to the refined field, which is a constant here (Xin et al., MICCAI 2024).
+
+    Args:
+        sobolev: weight of the diffusion of the difference, which is added. Targets that are smoothed gradients say
+            little at fine scales; this makes the network hear it.
+    """
+    loss = functional.mse_loss(predicted, refined.detach())
+    return loss + sobolev * diffusion(predicted - refined.detach()) if sobolev else loss
 
 
 def _window_sums(x: torch.Tensor, window: int) -> torch.Tensor:

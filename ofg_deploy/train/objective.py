@@ -8,12 +8,11 @@ from functools import partial
 import torch
 
 from ofg_deploy.kernels.buffers import Buffers
-from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.train.compiled_loss import warped_ncc_loss
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.guidance import choose_backend, refine, refine_compiled
+from ofg_deploy.train.guidance import REGULARISERS, SIMILARITIES, inner_optimiser
 from ofg_deploy.train.losses import diffusion, local_ncc_loss, ofg_loss, warp
-from ofg_deploy.train.similarity import bending, mind_loss, mse_loss, soft_dice_loss
+from ofg_deploy.train.similarity import soft_dice_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +55,15 @@ class Objective:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self._buffers = Buffers()
-        # The published energy has kernels of its own; None stands for it.
-        self._similarity = {"ncc": None, "mse": mse_loss, "mind": mind_loss}[config.similarity]
-        self._regulariser = {"diffusion": None, "bending": bending}[config.regulariser]
-        custom = self._similarity is not None or self._regulariser is not None
-        greedy = config.guidance == "ofg" and config.guidance_optimiser == "greedy"
-        self.backend = choose_backend(device, "numba" if greedy else "auto", custom and not greedy)
+        self._similarity = SIMILARITIES[config.similarity]
+        self._regulariser = REGULARISERS[config.regulariser]
+        self._guide = inner_optimiser(config, device) if config.guidance == "ofg" else None
         self._compiled_ncc = device.type == "cpu" and self._similarity is None
+
+    @property
+    def guidance(self) -> str:
+        """What guides, and what it runs on."""
+        return f"ofg ({self.config.guidance_optimiser}, {self._guide.backend})" if self._guide else "none"
 
     def __call__(self, field: torch.Tensor, batch: Batch, epoch: int) -> Terms:
         """All in float32, whatever the network computed in.
@@ -73,8 +74,9 @@ class Objective:
         """
         config, field = self.config, field.float()
         regularity = (self._regulariser or diffusion)(field)
-        if config.guidance == "ofg":
-            target = ofg_loss(field, self._refined(field, batch, epoch))
+        if self._guide:
+            refined = self._guide(field, batch.moving, batch.fixed, config.decay(epoch), self._buffers)
+            target = ofg_loss(field, refined, config.guidance_sobolev)
         else:
             target = self._similarity_of(field, batch)
         dice_loss = field.new_zeros(())
@@ -89,22 +91,3 @@ class Objective:
             return warped_ncc_loss(field, batch.moving, batch.fixed, window, self._buffers)
         similarity = self._similarity or partial(local_ncc_loss, window=window)
         return similarity(warp(batch.moving, field), batch.fixed)
-
-    def _refined(self, field: torch.Tensor, batch: Batch, epoch: int) -> torch.Tensor:
-        config = self.config
-        if config.guidance_optimiser == "greedy":
-            optimiser = Greedy(config.guidance_steps, window=config.ncc_window)
-            return refine_compiled(optimiser, field, batch.moving, batch.fixed, self._buffers)
-        return refine(
-            field,
-            batch.moving,
-            batch.fixed,
-            config.guidance_steps,
-            config.guidance_lr * config.decay(epoch),
-            self._similarity,
-            config.guidance_smoothness,
-            self._regulariser,
-            config.ncc_window,
-            self.backend,
-            self._buffers,
-        )

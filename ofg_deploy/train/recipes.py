@@ -5,6 +5,7 @@ Source: Xin et al., On-the-Fly Guidance Training for Medical Image Registration 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.preprocess import Init
 
 RecipeName = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
+PAPER = "paper"
 DEFAULT_INTENSITY = "percentile:0.5,99.5"
 DEFAULT_INIT: Init = "affine"
 
@@ -65,6 +67,20 @@ RECIPES: dict[RecipeName, Recipe] = {
 }
 
 
+def split_recipes(names: Sequence[str]) -> tuple[str | None, bool]:
+    """The recipe of a data set, and whether the method is to be as published (``paper``).
+
+    Raises:
+        UsageError: recipes of two data sets, or one that does not exist.
+    """
+    of_data = [name for name in names if name != PAPER]
+    for name in of_data:
+        find_recipe(name)
+    if len(of_data) > 1:
+        raise UsageError(f"--recipe {' and '.join(of_data)}: one data set at a time (paper goes with any)")
+    return (of_data[0] if of_data else None), PAPER in names
+
+
 @dataclass(frozen=True)
 class Options:
     """What training can take from the command line, a recipe or a plan; None was not given."""
@@ -83,7 +99,7 @@ def find_recipe(name: str | None) -> Recipe | None:
     if name is None:
         return None
     if name not in RECIPES:
-        raise UsageError(f"--recipe {name!r} is unknown: use one of {', '.join(RECIPES)}")
+        raise UsageError(f"--recipe {name!r} is unknown: use one of {', '.join(RECIPES)}, or paper when training")
     return RECIPES[name]  # type: ignore[index]
 
 
