@@ -89,10 +89,12 @@ def train(options: argparse.Namespace) -> float:
     if not (run / "config.json").exists():
         options.work.mkdir(parents=True, exist_ok=True)
         write_pairs(options.work / "pairs.csv", options.data, options.pairs)
+        guided = ["--recipe", "paper", "--guidance-steps", options.guidance_steps]
+        guided += ["--guidance-smoothness", options.guidance_smoothness]
         ofg(
             *("train", options.work / "pairs.csv", "-o", run, "--cache", options.work / "cache"),
             *("--grid", 48, 64, 48, "--spacing", 1, 1, 1, "--init", "affine", "--guidance", options.guidance),
-            *("--guidance-steps", options.guidance_steps, "--guidance-smoothness", options.guidance_smoothness),
+            *(guided if options.guidance == "ofg" else []),
             *(["--smoothness", options.smoothness] if options.smoothness else []),
             *("--lr", options.lr, "--epochs", options.epochs, "--steps-per-epoch", options.steps_per_epoch),
             *("--validate-every", 4, "--threads", options.threads),

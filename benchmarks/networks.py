@@ -44,8 +44,11 @@ from ofg_deploy.train.validation import predict
 NETWORKS = {"voxelmorph": 1e-3, "lku-net": 1e-3, "vit-v-net": 4e-4, "transmorph": 4e-4}
 GUIDANCE = {
     "none": ("--guidance", "none"),
-    "ofg": ("--guidance-smoothness", 4),
-    "ofg-greedy": ("--guidance-optimiser", "greedy", "--guidance-steps", 3, "--ncc-window", 5),
+    "ofg": ("--recipe", "paper", "--guidance-smoothness", 4),
+    "ofg-greedy": (
+        *("--guidance-optimiser", "greedy", "--guidance-steps", 3, "--ncc-window", 5),
+        *("--guidance-start", 0, "--guidance-sobolev", 0),
+    ),
 }
 # Greedy guidance is not of the paper: tried on the smallest network alone.
 COMPARED = [(n, g) for n in NETWORKS for g in GUIDANCE if g != "ofg-greedy" or n == "voxelmorph"]

@@ -31,7 +31,7 @@ WORK, REPORT, PICTURE = DEMO / "work", DEMO / "report.html", DEMO / "report.png"
 GRID = ("--grid", 32, 48, 32, "--spacing", 5, 5, 5, "--init", "none")
 LENGTH = ("--epochs", 8, "--steps-per-epoch", 50, "--validate-every", 4)
 # Chosen on the validation subjects. The published recipe (learning rate 1e-4, 500 epochs) needs hours, not minutes.
-OFG = ("--lr", 1.5e-3, "--guidance-steps", 5, "--guidance-lr", 0.2, "--guidance-smoothness", 4)
+OFG = ("--lr", 1.5e-3, "--recipe", "paper", "--guidance-steps", 5, "--guidance-lr", 0.2, "--guidance-smoothness", 4)
 UNSUPERVISED = ("--lr", 1.5e-3, "--guidance", "none")
 METHODS = {"OFG": OFG, "unsupervised": UNSUPERVISED}
 COLUMNS = ("dice_before", "dice_after", "ncc_before", "ncc_after", "folding_percent", "min_jacobian", "seconds")

@@ -149,6 +149,23 @@ def test_greedy_guidance_is_its_own_optimiser(optimiser: str) -> None:
     assert Objective(config, torch.device("cuda")).guidance == f"ofg ({optimiser}, torch)"
 
 
+def test_guidance_may_begin_late() -> None:
+    """Until then it is the unsupervised loss, with the weight of its regulariser."""
+    moving, fixed = (as_tensor(smooth(n)).float() for n in (0, 1))
+    field = torch.from_numpy(np.stack([smooth(n) for n in (2, 3, 4)])).float()[None]
+    changes = {"epochs": 4, "guidance_optimiser": "greedy", "guidance_sobolev": 1.0}
+    late, early = (tiny_config(**changes, guidance_start=start) for start in (0.5, 0.0))
+    unsupervised = tiny_config(epochs=4, guidance="none")
+    for epoch in range(4):
+        like = early if epoch >= 2 else unsupervised
+        found, expected = (
+            Objective(config, torch.device("cpu"))(field, Batch(moving, fixed), epoch) for config in (late, like)
+        )
+        assert found.numbers() == expected.numbers()
+    with pytest.raises(UsageError, match="share of the epochs"):
+        tiny_config(guidance_start=1.0)
+
+
 def test_targets_do_not_depend_on_the_rest_of_a_batch() -> None:
     images = [torch.cat([as_tensor(smooth(n)).float() for n in numbers]) for numbers in ((0, 1), (2, 3))]
     fields = torch.from_numpy(np.stack([[smooth(c + 10 * n) for c in (4, 5, 6)] for n in (0, 1)])).float()

@@ -69,9 +69,14 @@ def test_unsupervised_differs_and_learns_similarity(subjects: tuple[Path, Path],
     assert load_checkpoint(run.best).training["guidance_steps"] == 0
 
 
-@pytest.mark.parametrize("guidance", ["ofg", "none"])
-def test_resumed_run_ends_in_identical_weights(subjects: tuple[Path, Path], tmp_path: Path, guidance: str) -> None:
-    pairs, config = find_tiny_pairs(*subjects), tiny_config(guidance=guidance, epochs=3)
+LATE = {"guidance_optimiser": "multilevel", "guidance_coarse_steps": 2, "guidance_start": 0.5, "guidance_sobolev": 1.0}
+
+
+@pytest.mark.parametrize("guidance", [{"guidance": "ofg"}, {"guidance": "none"}, LATE])
+def test_resumed_run_ends_in_identical_weights(
+    subjects: tuple[Path, Path], tmp_path: Path, guidance: dict[str, object]
+) -> None:
+    pairs, config = find_tiny_pairs(*subjects), tiny_config(**guidance, epochs=3)
     whole, rows = run_training(tmp_path / "whole", pairs, config, tmp_path / "cache")
     run_training(tmp_path / "cut", pairs, config, tmp_path / "cache", epochs=1)
     cut, resumed = run_training(tmp_path / "cut", pairs, config, tmp_path / "cache")

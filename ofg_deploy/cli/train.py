@@ -73,6 +73,12 @@ def train(
         bool, typer.Option("--diffeomorphic", help="Predict a stationary velocity field and integrate it.")
     ] = False,
     guidance: Annotated[GuidanceOption, typer.Option(help="ofg, or none for the unsupervised baseline.")] = "ofg",
+    guidance_start: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Share of the epochs without guidance before it begins; 0 with adam, 0.35 with greedy steps."
+        ),
+    ] = None,
     guidance_optimiser: Annotated[
         Optional[OptimiserOption],
         typer.Option(
@@ -152,6 +158,7 @@ def train(
         return
     of_data, published = split_recipes(recipe or [])
     given_guidance = {
+        "guidance_start": guidance_start,
         "guidance_steps": guidance_steps,
         "guidance_levels": guidance_levels,
         "guidance_coarse_steps": guidance_coarse_steps,

@@ -28,14 +28,16 @@ DEFAULT_OPTIMISER: Optimiser = "adam"
 GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
     "none": {"ncc_window": 9},
     "adam": {
+        "guidance_start": 0.0,
         "guidance_steps": 5,
         "guidance_lr": 0.1,
         "guidance_smoothness": 1.0,
         "guidance_sobolev": 0.0,
         "ncc_window": 9,
     },
-    "greedy": {"guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5},
+    "greedy": {"guidance_start": 0.35, "guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5},
     "multilevel": {
+        "guidance_start": 0.35,
         "guidance_steps": 3,
         "guidance_levels": 2,
         "guidance_coarse_steps": 8,
@@ -86,6 +88,7 @@ class TrainConfig:
         network: name of the architecture.
         diffeomorphic: the network predicts a stationary velocity, integrated to the field.
         guidance: ``ofg``: refined field as target; ``none``: unsupervised baseline in the same loop.
+        guidance_start: share of the epochs that train without guidance before it begins.
         guidance_optimiser: what refines the prediction: ``adam``, as published; ``greedy``, smoothed steps down the
             local NCC, with neither learning rate nor regulariser; ``multilevel``, greedy steps coarse to fine.
         guidance_steps: K, inner steps per training step, at full resolution.
@@ -99,7 +102,7 @@ class TrainConfig:
         ncc_window: side of the local NCC window in voxels (odd).
         regulariser: of the field: ``diffusion`` (first differences) or ``bending`` (second differences).
         smoothness: weight of the regulariser of the prediction in the outer loss; None means 0.02 with OFG and 1.0
-            without, as published.
+            without (before it begins, too), as published.
         dice_weight: weak supervision: weight of the soft Dice loss of warped moving and fixed labels.
         two_way: visit every pair a second time with its images swapped (the paper: OASIS, Abdomen CT).
         flip: mirror both images along random axes (the paper: IXI, LPBA40).
@@ -120,6 +123,7 @@ class TrainConfig:
     network: str = "voxelmorph"
     diffeomorphic: bool = False
     guidance: Guidance = "ofg"
+    guidance_start: float = 0.0
     guidance_optimiser: Optimiser = "adam"
     guidance_steps: int = 5
     guidance_levels: int = 2
@@ -151,12 +155,7 @@ class TrainConfig:
                 raise UsageError(f"--{option} {value!r} is unknown: use {' or '.join(get_args(choices))}")
         if self.ncc_window < 3 or self.ncc_window % 2 == 0:
             raise UsageError(f"--ncc-window {self.ncc_window} must be odd and at least 3")
-        if self.guidance_optimiser != "adam" and self.similarity != "ncc":
-            raise UsageError(
-                f"--guidance-optimiser {self.guidance_optimiser} knows the local NCC only: use --similarity ncc or adam"
-            )
-        if self.guidance_levels < 2:
-            raise UsageError(f"--guidance-levels {self.guidance_levels} must be at least 2: one level is greedy")
+        self._check_guidance()
         positive = {
             "--guidance-steps": self.guidance_steps,
             "--guidance-coarse-steps": self.guidance_coarse_steps,
@@ -178,17 +177,30 @@ class TrainConfig:
                 raise UsageError(f"--{option} {value}: a finite number is needed")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed} must be from 0 to 4294967295")
-        for name in ("outer_smoothness", "guidance_smoothness", "guidance_sobolev", "dice_weight", "picture_every"):
-            if (value := getattr(self, name)) < 0:
-                option = name.removeprefix("outer_").replace("_", "-")
+        for name in ("smoothness", "guidance_smoothness", "guidance_sobolev", "dice_weight", "picture_every"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                option = name.replace("_", "-")
                 raise UsageError(f"--{option} {value} must not be negative")
 
-    @property
-    def outer_smoothness(self) -> float:
+    def _check_guidance(self) -> None:
+        if self.guidance_optimiser != "adam" and self.similarity != "ncc":
+            raise UsageError(
+                f"--guidance-optimiser {self.guidance_optimiser} knows the local NCC only: use --similarity ncc or adam"
+            )
+        if not 0 <= self.guidance_start < 1:
+            raise UsageError(f"--guidance-start {self.guidance_start} is a share of the epochs: at least 0, below 1")
+        if self.guidance_levels < 2:
+            raise UsageError(f"--guidance-levels {self.guidance_levels} must be at least 2: one level is greedy")
+
+    def guided(self, epoch: int) -> bool:
+        """Whether there is guidance in an epoch counted from 0."""
+        return self.guidance == "ofg" and epoch >= self.guidance_start * self.epochs
+
+    def outer_smoothness(self, epoch: int) -> float:
         """The weight of the regulariser in the outer loss."""
         if self.smoothness is not None:
             return self.smoothness
-        return 0.02 if self.guidance == "ofg" else 1.0
+        return 0.02 if self.guided(epoch) else 1.0
 
     def decay(self, epoch: int) -> float:
         """Factor of both learning rates in an epoch counted from 0."""

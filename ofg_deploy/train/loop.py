@@ -84,7 +84,8 @@ class Trainer:
         random_state, buffers = torch.get_rng_state(), copy.deepcopy(dict(self.network.named_buffers()))
         [batch] = load_batches(self.files, self._batches(0)[:1], 0)
         with out_of_memory_explained():
-            trial = Trial.of(lambda: self._backward(batch.to(self.fabric.device), 0, update=True))
+            last = self.config.epochs - 1  # guidance may not have begun in the first one
+            trial = Trial.of(lambda: self._backward(batch.to(self.fabric.device), last, update=True))
         self.optimiser.zero_grad()
         torch.set_rng_state(random_state)
         for name, buffer in self.network.named_buffers():  # a batch norm has counted the trial

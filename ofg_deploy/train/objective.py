@@ -70,11 +70,11 @@ class Objective:
 
         Args:
             field: (N, 3, X, Y, Z) voxels.
-            epoch: counted from 0; the inner learning rate decays with it.
+            epoch: counted from 0; guidance may begin later, and the inner learning rate decays with it.
         """
         config, field = self.config, field.float()
         regularity = (self._regulariser or diffusion)(field)
-        if self._guide:
+        if self._guide and config.guided(epoch):
             refined = self._guide(field, batch.moving, batch.fixed, config.decay(epoch), self._buffers)
             target = ofg_loss(field, refined, config.guidance_sobolev)
         else:
@@ -82,7 +82,7 @@ class Objective:
         dice_loss = field.new_zeros(())
         if config.dice_weight:
             dice_loss = soft_dice_loss(field, batch.moving_labels, batch.fixed_labels)
-        loss = target + config.outer_smoothness * regularity + config.dice_weight * dice_loss
+        loss = target + config.outer_smoothness(epoch) * regularity + config.dice_weight * dice_loss
         return Terms(loss, target, regularity, dice_loss)
 
     def _similarity_of(self, field: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,213 @@
+"""What makes the target good: the same small network trained by each method for the same processor time, three seeds.
+
+A run's clock is the processor time of its own steps on one thread, so that others on the machine do not shorten it;
+validation does not count. Learning rates decay with the share of the budget that is spent. Choices are made on
+validation pairs; test pairs are touched once, by ``--test``, after all training. Every run is kept as it ends, and a
+killed benchmark goes on with the next one.
+
+    python benchmarks/guidance_quality.py hippocampus --work DIR --budget 120 --test
+    python benchmarks/guidance_quality.py brains --work DIR --budget 60 --test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from guidance_data import Subjects, load, syn
+
+from ofg_deploy.field import jacobian_determinant
+from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.multilevel import Multilevel
+from ofg_deploy.kernels.refine import Greedy
+from ofg_deploy.metrics import folding_percent
+from ofg_deploy.outputs import to_json
+from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.train.config import TrainConfig
+from ofg_deploy.train.networks import voxelmorph
+from ofg_deploy.train.objective import Batch, Objective
+
+RESULTS = Path(__file__).parent / "results/guidance_quality.json"
+EPOCHS = 1000  # steps in which the learning rates decay
+GREEDY = {"guidance_optimiser": "greedy", "guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5}
+METHODS: dict[str, dict[str, Any]] = {
+    "unsupervised": {"guidance": "none", "ncc_window": 5, "lr": 3e-3},
+    "published": {"lr": 3e-3},
+    "late greedy": {**GREEDY, "guidance_start": 0.35, "lr": 2e-3},
+    "late published": {"guidance_start": 0.35, "lr": 3e-3},
+    "unsupervised, window 9": {"guidance": "none", "lr": 3e-3},
+    "published, inner lr 0.2": {"guidance_lr": 0.2, "lr": 3e-3},
+}
+COMPARED = ["unsupervised", "published", "late greedy"]
+REFINERS = {
+    "15 greedy steps": Greedy(15),
+    "15 coarse and 15 fine greedy steps": Multilevel(Greedy(15), (15,)),
+}
+WITHOUT_NETWORK = {"40 greedy steps": Greedy(40), "20 coarse and 20 fine greedy steps": Multilevel(Greedy(20), (20,))}
+
+
+class SmallVoxelMorph(voxelmorph.VoxelMorph):
+    """Three levels, half the width: a minute on one core is enough to learn something."""
+
+    divisor = 8
+    encoder = (8, 16, 16)
+    head = (16, 8)
+
+
+voxelmorph.DECODER = (16, 16, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=["hippocampus", "brains"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--budget", type=float, default=120, help="seconds of processor time")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
+    parser.add_argument("--figure", type=Path, help="picture of the test pairs")
+    parser.add_argument("--test", action="store_true", help="all training is over: touch the test pairs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    subjects = load(options.set, options.work)
+    for seed in range(options.seeds):
+        for method in options.methods:
+            keep(options, f"{method}-{seed}", lambda m=method, s=seed: train(options, subjects, m, s))
+    if options.test:
+        test(options, subjects)
+    if options.figure:
+        draw(json.loads(options.json.read_text())[options.set], options.figure)
+
+
+def keep(options: argparse.Namespace, key: str, work: Any) -> None:
+    """Do what is not in the results yet, and write it down at once."""
+    results = json.loads(options.json.read_text()) if options.json.exists() else {}
+    found = results.setdefault(options.set, {"machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread"})
+    if key not in found:
+        found[key] = work()
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(to_json(results))
+        print(options.set, key, json.dumps(found[key]), flush=True)
+
+
+def configuration(subjects: Subjects, method: str, seed: int) -> TrainConfig:
+    expects = NetworkInput(subjects.grid.shape, subjects.grid.spacing_mm, Intensity(), "affine")
+    return TrainConfig(expects, epochs=EPOCHS, seed=seed, **METHODS[method])
+
+
+def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: int) -> dict[str, Any]:
+    config = configuration(subjects, method, seed)
+    torch.manual_seed(seed)
+    network = SmallVoxelMorph(subjects.grid.shape).to(memory_format=torch.channels_last_3d).train()
+    objective = Objective(config, torch.device("cpu"))
+    adam = torch.optim.Adam(network.parameters(), lr=config.lr, amsgrad=True)
+    rng, pairs, queue = np.random.default_rng(seed), subjects.pairs["training"], []
+    objective(torch.zeros(1, 3, *subjects.grid.shape), batch(subjects, *pairs[0]), 0)  # compiles
+    steps, spent, curve = 0, 0.0, []
+    while spent < options.budget:
+        start = time.process_time()
+        queue = queue or list(rng.permutation(len(pairs)))
+        one = batch(subjects, *pairs[queue.pop()])
+        epoch = min(EPOCHS - 1, int(EPOCHS * spent / options.budget))
+        for group in adam.param_groups:
+            group["lr"] = config.lr * config.decay(epoch)
+        objective(network(one.moving, one.fixed), one, epoch).loss.backward()
+        adam.step()
+        adam.zero_grad()
+        steps, spent = steps + 1, spent + time.process_time() - start
+        if spent >= options.budget * (len(curve) + 1) / 4:
+            curve.append(evaluate(subjects, network, "validation")["dice"])
+    torch.save(network.state_dict(), weights(options, method, seed))
+    return {"steps": steps, "seconds": round(spent, 1), "curve": curve, **evaluate(subjects, network, "validation")}
+
+
+def weights(options: argparse.Namespace, method: str, seed: int) -> Path:
+    return options.work / options.set / f"{method}-{seed}.pt"
+
+
+def batch(subjects: Subjects, fixed: int, moving: int) -> Batch:
+    return Batch(*(torch.from_numpy(subjects.images[n])[None, None] for n in (moving, fixed)))
+
+
+def predict(network: torch.nn.Module | None, subjects: Subjects, fixed: int, moving: int) -> np.ndarray:
+    if network is None:
+        return np.zeros((3, *subjects.grid.shape), np.float32)
+    one = batch(subjects, fixed, moving)
+    with torch.no_grad():
+        return np.ascontiguousarray(network.eval()(one.moving, one.fixed)[0].numpy())
+
+
+def evaluate(
+    subjects: Subjects, network: torch.nn.Module | None, split: str, refiners: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Means over the pairs of a split, of the prediction and of what ``refiners`` make of it."""
+    buffers, rows = Buffers(), []
+    for fixed, moving in subjects.pairs[split]:
+        field = predict(network, subjects, fixed, moving)
+        row = {"dice": subjects.dice(field, fixed, moving), "folds": folding_percent(jacobian_determinant(field))}
+        for name, refiner in (refiners or {}).items():
+            start = time.process_time()
+            refined = refiner.refine(field, subjects.images[moving], subjects.images[fixed], 1, buffers)
+            row[f"{name}: s"] = time.process_time() - start
+            row[f"{name}: dice"] = subjects.dice(refined, fixed, moving)
+            row[f"{name}: folds"] = folding_percent(jacobian_determinant(refined))
+        rows.append(row)
+    if network is not None:
+        network.train()
+    return {key: round(float(np.mean([r[key] for r in rows])), 5) for key in rows[0]}
+
+
+def test(options: argparse.Namespace, subjects: Subjects) -> None:
+    def trained(method: str, seed: int) -> dict[str, Any]:
+        network = SmallVoxelMorph(subjects.grid.shape)
+        network.load_state_dict(torch.load(weights(options, method, seed), weights_only=True))
+        return evaluate(subjects, network, "test", REFINERS)
+
+    for seed in range(options.seeds):
+        for method in options.methods:
+            keep(options, f"test {method}-{seed}", lambda m=method, s=seed: trained(m, s))
+    keep(options, "test no network", lambda: evaluate(subjects, None, "test", WITHOUT_NETWORK))
+    keep(options, "test ANTsPy SyN", lambda: syn_scores(subjects))
+
+
+def syn_scores(subjects: Subjects) -> dict[str, Any]:
+    rows = np.array(list(syn(subjects, subjects.pairs["test"])))
+    return {"dice": round(float(rows[:, 0].mean()), 5), "seconds": round(float(rows[:, 1].mean()), 3)}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Dice against folding of the test pairs: each seed's network, and what refinement makes of it; other methods."""
+    from matplotlib.figure import Figure
+
+    found = {key.removeprefix("test "): row for key, row in results.items() if key.startswith("test ")}
+    axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+    floor = 1e-4  # percent: nothing folds
+    refined = next(iter(REFINERS))
+    for method, colour in zip(COMPARED, ("tab:gray", "tab:blue", "tab:orange"), strict=True):
+        rows = [row for key, row in found.items() if key.rpartition("-")[0] == method]
+        for marker, key, suffix in (("o", "", ""), ("^", f"{refined}: ", f" + {refined}")):
+            axes.plot(
+                [max(r[f"{key}folds"], floor) for r in rows],
+                [r[f"{key}dice"] for r in rows],
+                marker,
+                color=colour,
+                label=method + suffix,
+            )
+    axes.axhline(found["ANTsPy SyN"]["dice"], color="black", linewidth=1, label="ANTsPy SyN")
+    name = list(WITHOUT_NETWORK)[-1]
+    label = f"no network, {name}"
+    axes.axhline(found["no network"][f"{name}: dice"], color="black", linewidth=1, linestyle=":", label=label)
+    axes.set(xscale="log", xlabel="folding (%), 0.0001 is none", ylabel="Dice, test pairs")
+    axes.legend(fontsize=7)
+    axes.figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
