@@ -224,7 +224,7 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_after_two_engines_is_an_interrupt(tiny_model: Callable[..., Any]) -> None:
-    """With an ``openvino.Core`` for each it was a segmentation fault, on CPUs where OpenVINO changes the signal stack."""
+    """With an ``openvino.Core`` for each it was a segmentation fault where OpenVINO sets a signal stack."""
     line = [sys.executable, "-c", INTERRUPTED, str(tiny_model().path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
