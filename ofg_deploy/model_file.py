@@ -154,7 +154,7 @@ def read_sealed(path: Path) -> bytes:
     content = path.read_bytes()
     start = _seal_start(content)
     if start is None:
-        raise InputError(f"{path} was not made by ofg export: it carries no contract")
+        raise InputError(f"{path} carries no contract: not made by ofg export, or cut short")
     blank = content[:start] + UNSEALED.encode() + content[start + 64 :]
     if hashlib.sha256(blank).hexdigest().encode() != content[start : start + 64]:
         raise InputError(f"{path} was changed or damaged after its export (sha256 differs): export it again")
@@ -179,7 +179,7 @@ def read_model(path: Path) -> SealedModel:
     """Seal, contract and opset of an exported model, without onnx or any runtime.
 
     Raises:
-        InputError: as ``read_sealed`` and ``Contract.from_json``.
+        InputError: as ``read_sealed`` and ``Contract.from_json``; another opset than its precision's.
     """
     content = read_sealed(path)
     stored: dict[str, str] = {}
@@ -196,8 +196,12 @@ def read_model(path: Path) -> SealedModel:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} is not an ONNX file: export the model again") from error
     if CONTRACT_KEY not in stored:
-        raise InputError(f"{path} was not made by ofg export: it carries no contract")
-    return SealedModel(content, Contract.from_json(stored[CONTRACT_KEY], path), opset)
+        raise InputError(f"{path} carries no contract: not made by ofg export, or cut short")
+    contract = Contract.from_json(stored[CONTRACT_KEY], path)
+    expected = OPSETS[contract.precision]
+    if opset != expected:  # OpenVINO and TensorRT take any number, and read the graph as they please
+        raise InputError(f"{path} has ONNX opset {opset}, {contract.precision} models have {expected}: export it again")
+    return SealedModel(content, contract, opset)
 
 
 def _protobuf(message: memoryview) -> Iterator[tuple[int, Any]]:

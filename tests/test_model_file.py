@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, Contract, read_sealed, seal
+from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, read_model, read_sealed, seal
 from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.serve.engine import open_engine
 
 EXPECTS = NetworkInput((16, 24, 32), (1.5, 2.0, 2.5), Intensity("window", -100, 300), "affine")
 CONTRACT = Contract("voxelmorph", EXPECTS, 16, "cd" * 32, {"guidance": "ofg", "epochs": 3})
@@ -124,3 +125,18 @@ def without(name: str, inside: str | None = None) -> dict:
 def test_any_other_contract_is_refused_with_the_files_name(text):
     with pytest.raises(InputError, match=r"given\.onnx"):
         Contract.from_json(text, Path("given.onnx"))
+
+
+@pytest.mark.parametrize("opset", [5, 99])
+def test_another_opset_is_refused(opset, tiny_model, tmp_path):
+    """Runtimes take numbers they do not know, and read the graph as they please."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(tiny_model().path))
+    model.opset_import[0].version = opset
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**stored, SEAL_KEY: UNSEALED})
+    path = tmp_path / "m.onnx"
+    path.write_bytes(seal(model.SerializeToString()))
+    for read in (read_model, open_engine):
+        with pytest.raises(InputError, match=f"has ONNX opset {opset}, fp32 models have 20"):
+            read(path)

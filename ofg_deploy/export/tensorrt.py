@@ -16,7 +16,7 @@ from ofg_deploy.child import GONE, Child
 from ofg_deploy.errors import DeviceError, InputError, OfgError
 from ofg_deploy.export.toolchain import Toolchain
 from ofg_deploy.geometry import Shape
-from ofg_deploy.model_file import OPSETS, SealedModel
+from ofg_deploy.model_file import SealedModel
 from ofg_deploy.outputs import write_bytes
 from ofg_deploy.serve.engine_file import CHANNELS, Range, Tensor
 from ofg_deploy.serve.tensorrt import TensorRT, dtype_name
@@ -90,9 +90,6 @@ def build_here(model: SealedModel, path: Path, tools: Toolchain, timing: Path, t
     """
     start = time.perf_counter()
     trt, module = tools.trt, tools.trt.module
-    expected = OPSETS[model.contract.precision]
-    if model.opset != expected:  # the parsers take any number, and read the graph as they please
-        raise InputError(f"{path} has ONNX opset {model.opset}, engines are built from {expected}: export it again")
     builder = module.Builder(trt.log)
     # Needed by 10 and by RTX; 11 knows strong typing alone and ignores it.
     strongly_typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

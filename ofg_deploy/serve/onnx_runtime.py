@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.field import Field
-from ofg_deploy.model_file import CONTRACT_KEY, Contract, read_model, read_sealed
+from ofg_deploy.model_file import read_model
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -24,7 +23,7 @@ class OnnxRuntimeEngine:
     """See ``serve.engine.Engine``."""
 
     def __init__(self, path: Path, device: Device, threads: int) -> None:
-        content = read_sealed(path)
+        sealed = read_model(path)
         try:
             import onnxruntime
         except ImportError as error:
@@ -41,9 +40,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=[wanted])
+            self._session = onnxruntime.InferenceSession(sealed.content, options, providers=[wanted])
         except Exception as error:  # its exception types share no base class
-            if device == "cpu" and read_model(path).contract.precision == "bf16":
+            if device == "cpu" and sealed.contract.precision == "bf16":
                 raise DeviceError(
                     f"{path} is bf16, which ONNX Runtime does not run on a CPU: give --runtime openvino, "
                     "build a TensorRT engine from it, or export fp32 or fp16"
@@ -53,11 +52,8 @@ class OnnxRuntimeEngine:
         used = self._session.get_providers()
         if used[0] != wanted:
             raise DeviceError(f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}")
-        stored = self._session.get_modelmeta().custom_metadata_map
-        if CONTRACT_KEY not in stored:
-            raise InputError(f"{path} was not made by ofg export: it carries no contract")
-        self.contract = Contract.from_json(stored[CONTRACT_KEY], path)
-        self.model_sha256 = hashlib.sha256(content).hexdigest()
+        self.contract = sealed.contract
+        self.model_sha256 = sealed.sha256
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.provider = used[0]
 

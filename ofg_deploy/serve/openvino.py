@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.field import Field
-from ofg_deploy.model_file import OPSETS, SealedModel, read_model
+from ofg_deploy.model_file import SealedModel, read_model
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -47,8 +47,6 @@ class OpenVinoEngine:
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if sealed.contract.precision == "bf16" and "BF16" not in capabilities:
             raise DeviceError(f"{path} is bf16, which this CPU does not compute in: use --runtime onnxruntime")
-        if sealed.opset not in OPSETS.values():  # it takes any number, and reads the graph as it pleases
-            raise InputError(f"{path} cannot be loaded by OpenVINO: ONNX opset {sealed.opset}, export it again")
         self._options = {
             # Left to itself it takes bfloat16 for float32 where the CPU has it.
             "INFERENCE_PRECISION_HINT": "bf16" if sealed.contract.precision == "bf16" else "f32",
