@@ -5,9 +5,9 @@
     python benchmarks/register.py --work DIR --json benchmarks/results/register.json peers --tools FOLDER
 
 ``cold`` runs ``ofg register --init none`` in a new process each time, in turns with another checkout of this project.
-Its network is a VoxelMorph with random weights. ``peers`` needs ANTsPy and, in a folder of their own (pip install --no-deps
---target), picsl_greedy and convexAdam. Brains are made from two label maps of different people by a mean intensity for
-each structure, blur and noise, the second one brought to the first by an affine; every tool starts from there.
+Its network is a VoxelMorph with random weights. ``peers`` needs ANTsPy and, in a folder of their own (pip install with
+--no-deps --target), picsl_greedy and convexAdam. Brains are made from two label maps of different people by a mean
+intensity for each structure, blur and noise, the second one brought to the first by an affine; every tool starts there.
 """
 
 from __future__ import annotations

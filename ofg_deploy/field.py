@@ -67,15 +67,34 @@ def total_displacement_mm(field_vox: Field, network: Grid, fixed: Grid, moving_f
     Returns:
         (3, *fixed.shape) float32, RAS mm; each component in memory as a file has it, x next to x.
     """
+    still = (moving_from_fixed - np.eye(4)) @ fixed.world_from_vox
+    turn = moving_from_fixed[:3, :3] @ network.world_from_vox[:3, :3]
+    return _total(field_vox, network.vox_from_world @ fixed.world_from_vox, still, turn, fixed.shape)
+
+
+def turned(field: Field, still: Matrix, turn: Matrix) -> Field:
+    """still (voxel, 1) + turn field(voxel) at every voxel of the field's own grid: the same map in other coordinates.
+
+    Args:
+        field: (3, X, Y, Z).
+        still: (4, 4), of which the first three rows count. turn: (3, 3) or (4, 4), of which the upper left counts.
+
+    Returns:
+        (3, X, Y, Z) float32, worked out in double precision, each component in memory as a file has it.
+    """
+    return _total(field, np.eye(4), still, turn[:3, :3], field.shape[1:])
+
+
+def _total(field: Field, index: Matrix, still: Matrix, turn: Matrix, shape: tuple[int, ...]) -> Field:
     from ofg_deploy.kernels import sampling
     from ofg_deploy.kernels.slabs import over_slabs
 
-    index = (network.vox_from_world @ fixed.world_from_vox)[:3]
-    still = ((moving_from_fixed - np.eye(4)) @ fixed.world_from_vox)[:3]
-    turned = moving_from_fixed[:3, :3] @ network.world_from_vox[:3, :3]
-    out = np.empty((3, *fixed.shape[::-1]), np.float32)
-    matrix = np.hstack([_reversed(index), _reversed(still), turned])
-    over_slabs(sampling.total_map, out.shape[1], out[0].size, np.ascontiguousarray(field_vox), matrix, out)
+    out = np.empty((3, *shape[::-1]), np.float32)
+    index, still = _reversed(index[:3]), _reversed(still[:3])
+    if field[0].flags.f_contiguous:  # a kernel reads in C order
+        field, index = field.transpose(0, 3, 2, 1), index[::-1]
+    matrix = np.hstack([index, still, turn])
+    over_slabs(sampling.total_map, out.shape[1], out[0].size, np.ascontiguousarray(field), matrix, out)
     return out.transpose(0, 3, 2, 1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from ofg_deploy.field import resample, sample, total_displacement_mm, warp
+from ofg_deploy.field import resample, sample, total_displacement_mm, turned, warp
 from ofg_deploy.kernels import slabs
 
 PAIRS = [("RAS", "LPS"), ("oblique", "left-handed"), ("left-handed", "oblique-permuted"), ("oblique-permuted", "LAS")]
@@ -118,3 +118,16 @@ def test_the_same_bits_on_any_number_of_threads(grids, monkeypatch):
     for total, warped in found[1:]:
         np.testing.assert_array_equal(total, found[0][0])
         np.testing.assert_array_equal(warped, found[0][1])
+
+
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_a_field_in_other_coordinates_is_a_product_of_matrices(layout):
+    rng = np.random.default_rng(7)
+    field, still, turn = (
+        rng.normal(0, 3, (3, 9, 7, 11)).astype(np.float32),
+        rng.normal(size=(4, 4)),
+        rng.normal(size=(3, 3)),
+    )
+    expected = world_points(still, np.indices(field.shape[1:], float)) + np.einsum("ij,jxyz->ixyz", turn, field)
+    found = turned(in_file_order(field) if layout == "F" else field, still, turn)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ofg_deploy.errors import GeometryError, InputError, ParityError, UsageError
-from ofg_deploy.field import Field
-from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, transform_points
+from ofg_deploy.field import Field, turned
+from ofg_deploy.geometry import Grid, Matrix, same_grid, transform_points
 from ofg_deploy.nifti import INTENT_FSL_WARP, load_transform, load_vectors, save_transform, save_vectors
 from ofg_deploy.nifti_file import MAX_VOXELS, open_nifti
 from ofg_deploy.transform import itk
@@ -60,10 +60,9 @@ class Registration:
         """(3, X, Y, Z) RAS mm: d of the total map A(x + d(x))."""
         if self.moving_from_fixed is None:
             return self.displacement_mm
-        points = transform_points(self.fixed.world_from_vox, lattice(self.fixed.shape))
         fixed_from_moving = np.asarray(np.linalg.inv(self.moving_from_fixed), dtype=np.float64)
-        before = transform_points(fixed_from_moving, points + self.displacement_mm)
-        return (before - points).astype(np.float32)
+        still = (fixed_from_moving - np.eye(4)) @ self.fixed.world_from_vox
+        return turned(self.displacement_mm, still, fixed_from_moving)
 
 
 def check_images(dialect: Dialect, fixed: Path, fixed_grid: Grid, moving: Path, moving_grid: Grid) -> None:

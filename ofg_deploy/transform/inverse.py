@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ofg_deploy.field import Field
+from ofg_deploy.field import Field, turned
 from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.transform.maps import Chain, FieldMap, Inside, LinearMap, WorldMap
 
@@ -56,9 +56,8 @@ class InverseMap:
     def _deviation_vox(self, affine: Matrix) -> Field:
         """What the field adds to its affine part, in voxels of its grid."""
         grid = self.forward.domain
-        points = transform_points(grid.world_from_vox, lattice(grid.shape))
-        deviation = points + self.forward.field - transform_points(affine, points)
-        return np.tensordot(grid.vox_from_world[:3, :3], deviation, axes=1).astype(np.float32)
+        still = grid.vox_from_world @ (np.eye(4) - affine) @ grid.world_from_vox
+        return np.ascontiguousarray(turned(self.forward.field, still, grid.vox_from_world))
 
 
 def invert(world_map: WorldMap) -> WorldMap:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ofg_deploy.field import Field
-from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
+from ofg_deploy.field import Field, turned
+from ofg_deploy.geometry import Grid, Matrix
 
 System = Callable[[Grid], Matrix]
 
@@ -35,15 +35,11 @@ def fsl_from_world(grid: Grid) -> Matrix:
 
 def to_relative(displacement_mm: Field, fixed: Grid, moving: Grid, system: System) -> Field:
     """(3, X, Y, Z) RAS mm on the fixed grid as a float32 displacement between both images' coordinates."""
-    points = transform_points(fixed.world_from_vox, lattice(fixed.shape))
-    there = transform_points(system(moving), points + displacement_mm)
-    return (there - transform_points(system(fixed), points)).astype(np.float32)
+    still = (system(moving) - system(fixed)) @ fixed.world_from_vox
+    return turned(displacement_mm, still, system(moving))
 
 
 def from_relative(relative: Field, fixed: Grid, moving: Grid, system: System) -> Field:
     """The way back: (3, X, Y, Z) float32 RAS mm."""
-    points = transform_points(fixed.world_from_vox, lattice(fixed.shape))
-    there = transform_points(system(fixed), points) + relative
-    return (transform_points(np.asarray(np.linalg.inv(system(moving)), dtype=np.float64), there) - points).astype(
-        np.float32
-    )
+    world = np.asarray(np.linalg.inv(system(moving)), dtype=np.float64)
+    return turned(relative, (world @ system(fixed) - np.eye(4)) @ fixed.world_from_vox, world)
