@@ -6,6 +6,7 @@ Names: a matrix called ``a_from_b`` maps b coordinates to a coordinates. Voxel c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,18 @@ def lattice(shape: Shape) -> Matrix:
     return np.indices(shape, dtype=np.float64)
 
 
+def in_view(index: Matrix, shape: Shape) -> npt.NDArray[np.bool_]:
+    """Which voxel positions (3, ...) lie in the field of view: a voxel reaches half a voxel beyond its centre."""
+    upper = np.array(shape, dtype=np.float64).reshape(3, *[1] * (index.ndim - 1)) - 0.5
+    return np.asarray(((index >= -0.5) & (index <= upper)).all(axis=0))
+
+
+def thinned(shape: Shape) -> tuple[tuple[Any, ...], Matrix]:
+    """At most 16 voxels along each axis, faces included: what picks them from an array, and their index (3, ...)."""
+    picked: tuple[Any, ...] = np.ix_(*(np.unique(np.linspace(0, n - 1, 16).round().astype(int)) for n in shape))
+    return picked, np.stack(np.broadcast_arrays(*picked)).astype(np.float64)
+
+
 def canonical(grid: Grid, axes: str = "RAS") -> Grid:
     """The same voxels with axes permuted and flipped to lie closest to ``axes``. Oblique grids stay oblique."""
     orientation = ornt_transform(io_orientation(grid.world_from_vox), axcodes2ornt(axes))
@@ -136,8 +149,7 @@ def overlap_fraction(fixed: Grid, moving: Grid, moving_from_fixed: Matrix) -> fl
     steps = [(np.arange(24) + 0.5) / 24 * n - 0.5 for n in fixed.shape]
     points = np.array(np.meshgrid(*steps, indexing="ij"))
     index = transform_points(moving.vox_from_world @ moving_from_fixed @ fixed.world_from_vox, points)
-    upper = np.array(moving.shape, dtype=np.float64).reshape(3, 1, 1, 1) - 0.5
-    return float(((index >= -0.5) & (index <= upper)).all(axis=0).mean())
+    return float(in_view(index, moving.shape).mean())
 
 
 def same_grid(a: Grid, b: Grid, voxels: float) -> bool:

@@ -93,7 +93,12 @@ def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
 
 def load_grid(path: Path) -> Grid:
     """Only the geometry of a file, without its voxels. Raises as ``load_image``."""
-    return _affine(open_nifti(path))[0]
+    return load_space(path)[0]
+
+
+def load_space(path: Path) -> tuple[Grid, int, tuple[str, ...]]:
+    """As ``load_grid``, with the NIfTI code of the affine and what the header left open."""
+    return _affine(open_nifti(path))
 
 
 def save_volume(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int = 1) -> None:
@@ -129,6 +134,7 @@ def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int]:
     nifti = open_nifti(path, 3 * MAX_VOXELS)
     if nifti.shape[3:] != (3,):
         raise InputError(f"{path} has shape {nifti.shape}: a field of shape (X, Y, Z, 3) is needed")
+    _check_real(nifti)
     grid = _affine(nifti)[0]
     vectors = np.moveaxis(nifti.read(np.dtype(np.float32)), -1, 0)
     return vectors, grid, int(nifti.header["intent_code"])
@@ -146,6 +152,7 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
             f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
             f"{nifti.shape} with {int(nifti.header['intent_code'])}; --format names another form"
         )
+    _check_real(nifti)
     grid = _affine(nifti)[0]
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
     for axis, component in enumerate(_turned(lps)):
@@ -161,13 +168,18 @@ def _turned(vectors: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32
 
 def check_volume(nifti: NiftiFile) -> None:
     """Raises InputError unless the file promises one volume of real numbers; trailing axes of 1 are fine."""
-    path, shape, on_disk = nifti.path, nifti.shape, nifti.on_disk
+    path, shape = nifti.path, nifti.shape
     if set(shape[3:]) - {1}:
         raise InputError(f"{path} has shape {shape}: one 3-D volume is needed, extract it first")
     if min(shape[:3]) < 2:
         raise InputError(f"{path} has shape {shape}: a 3-D volume is needed, every axis at least 2 voxels")
+    _check_real(nifti)
+
+
+def _check_real(nifti: NiftiFile) -> None:
+    on_disk = nifti.on_disk
     if on_disk.fields is not None or on_disk.kind not in "iuf":
-        raise InputError(f"{path} has voxels of type {on_disk}: one real number a voxel is needed")
+        raise InputError(f"{nifti.path} has voxels of type {on_disk}: one real number a voxel is needed (a component)")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from typing import Any
 from ofg_deploy.errors import InputError
 
 MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
+MAX_ROWS = 10**6  # of a table; in memory a row is many times its bytes
 
 
 def check_writable(paths: list[Path], overwrite: bool) -> None:
@@ -91,15 +95,58 @@ def to_json(record: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A small text file. Raises InputError if it is missing, too large or not text."""
+    """A small text file. Raises InputError if it is missing, no file (a pipe never ends), too large or not text."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} cannot be read: it is not a file")
+        if status.st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES} bytes: is it the right file?")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a small JSON file holds. Raises InputError as ``read_text``, or if it is none."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # the latter for lists in lists a thousand deep
+        raise InputError(f"{path} is not JSON ({error})") from error
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a small CSV, as many cells in each; blank rows are left out and short ones filled up.
+
+    Raises:
+        InputError: as ``read_text``; a column that is named twice (upper and lower case alike), a row longer than the
+            header, too many rows.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))  # it splits lines itself, because cells may hold some
+    rows: list[list[str]] = []
+    header: list[str] = []
+    try:
+        for row in reader:
+            while len(row) > len(header) > 0 and not row[-1].strip():
+                row.pop()
+            if not any(cell.strip() for cell in row):
+                continue
+            if not header:
+                header = row
+            elif len(row) > len(header) or len(rows) == MAX_ROWS:
+                limit = f"more than {MAX_ROWS} rows" if len(rows) == MAX_ROWS else "more cells than the header"
+                raise InputError(f"{path}, line {reader.line_num}: {limit}")
+            else:
+                rows.append(row + [""] * (len(header) - len(row)))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    names = [name.strip().lower() for name in header if name.strip()]
+    if twice := [name for name in names if names.count(name) > 1][:1]:
+        raise InputError(f"{path} has the column {twice[0]!r} twice")
+    return header, rows
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nibabel.affines import apply_affine
+from scipy.ndimage import map_coordinates
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Grid
@@ -203,6 +204,75 @@ def test_what_makes_no_sense_is_one_line_and_no_file(scene, run_cli, change, cod
     assert (found, err.count("\n")) == (code, 1), err
     assert said in err
     assert {path.name for path in scene.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "fill", "known"), [("u1", -77, "0 to 255"), ("u1", 256, "0 to 255"), ("i2", 40000, "32767")]
+)
+def test_a_fill_that_the_labels_type_does_not_hold_is_refused(
+    scene, run_cli, write_nifti, world_labels, kind, fill, known
+):
+    """Cast, it would be a label that nobody gave."""
+    labels = world_labels(scene.moving_grid).astype(kind)
+    image = write_nifti(scene.folder / "typed.nii.gz", labels, scene.moving_grid.world_from_vox)
+    for interpolation in ("nearest", "genericlabel"):
+        code, _, err = run_cli(scene.line(image, scene.affine, interpolation=interpolation, fill=fill))
+        assert (code, err.count("\n")) == (2, 1)
+        assert known in err
+        assert not scene.out.exists()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "genericlabel"])
+def test_large_label_numbers_stay(scene, run_cli, write_nifti, interpolation):
+    """Of 16 and 32 bits without a sign, where a float32 on the way would round."""
+    grid = scene.moving_grid
+    for kind, number in (("u2", 40001), ("u4", 3_000_000_001), ("i4", 16_777_217)):
+        labels = np.zeros(grid.shape, kind)
+        labels[5:15, 4:14, 6:16] = number
+        image = write_nifti(scene.folder / "large.nii.gz", labels, grid.world_from_vox)
+        line = scene.line(image, scene.warp, scene.affine, interpolation=interpolation)
+        assert run_cli([*line, "--overwrite"])[0] == 0
+        assert np.unique(scene.result()).tolist() == [0, number]
+        assert nib.load(scene.out).get_data_dtype() == np.dtype(kind)
+
+
+def test_the_result_is_in_the_references_space_and_its_header_is_judged(scene, run_cli):
+    image = nib.load(scene.fixed)
+    image.set_sform(image.affine, 4)
+    off = image.affine.copy()
+    off[0, 3] += 10
+    image.set_qform(off, 1)
+    nib.save(image, scene.folder / "mni.nii.gz")
+    code, _, err = run_cli(
+        [*scene.line(scene.moving, scene.affine)[:4], "-r", scene.folder / "mni.nii.gz", "-o", scene.out]
+    )
+    assert code == 0
+    assert "mni.nii.gz: sform and qform disagree by up to 10.00 mm" in err
+    assert int(nib.load(scene.out).header["sform_code"]) == 4
+
+
+@pytest.mark.parametrize("dialect", ["fsl", "itk"])
+def test_an_inverted_file_alone(scene, run_cli, dialect):
+    """The moving grid is the reference then: fixed voxels are found again where the forward map puts them."""
+    x, y, z = np.indices(scene.fixed_grid.shape) / 5
+    field = np.array([3 * np.sin(x), 2 * np.cos(y + z), -2 * np.sin(z)], dtype=np.float32)
+    path = scene.folder / "other.nii.gz"
+    write(path, dialect, Registration(field, None, scene.fixed_grid, scene.moving_grid))
+    line = ["apply", scene.fixed, "-t", f"[{path},1]", "-r", scene.moving, "-o", scene.out, "--format", dialect]
+    code, _, err = run_cli(line)
+    assert code == 0, err
+    found = scene.result()
+    itk_form = scene.folder / "itk_form.nii.gz"
+    write(itk_form, "itk", Registration(field, None, scene.fixed_grid, scene.moving_grid))
+    forward = sitk.DisplacementFieldTransform(sitk.ReadImage(str(itk_form), sitk.sitkVectorFloat64))
+    moving, fixed = sitk.ReadImage(str(scene.moving)), sitk.ReadImage(str(scene.fixed), sitk.sitkFloat64)
+    counted = 0
+    for voxel in ((6, 7, 6), (9, 11, 8), (12, 9, 10), (8, 14, 7)):
+        point = fixed.TransformIndexToPhysicalPoint(voxel)
+        there = moving.TransformPhysicalPointToContinuousIndex(forward.TransformPoint(point))
+        [value] = map_coordinates(found, np.array(there)[:, None], order=1)
+        counted += abs(value - fixed[voxel]) < 0.05 * np.ptp(found)
+    assert counted == 4
 
 
 def test_a_transform_of_another_place_is_refused(scene, run_cli, make_grid, write_nifti):

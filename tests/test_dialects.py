@@ -188,7 +188,7 @@ def test_what_is_of_another_form_is_refused(tmp_path, pair, make_grid):
     ("content", "said"),
     [
         ({"vol": np.zeros((4, 5, 6), np.float32)}, "a field .* is needed"),
-        ({"vol": np.full((11, 14, 9, 3), np.nan)}, "NaN or infinite"),
+        ({"vol": np.full((11, 14, 9, 3), np.nan)}, "NaN, infinite"),
         ({"vol": np.zeros((5, 4, 3, 3))}, "the fixed image"),
         ({"a": np.zeros(3), "b": np.zeros(3)}, "cannot be read as a VoxelMorph field"),
         ({"vol": np.array([{"a": 1}], dtype=object)}, "cannot be read as a VoxelMorph field"),

@@ -100,7 +100,7 @@ def test_bad_pairs_are_listed_and_the_others_evaluated(listed, run_cli, write_ni
         "come in twos": {"fixed_labels": "fix_seg.nii.gz", "transform": "t_Warp.nii.gz"},
         "nothing to evaluate": {"transform": "identity", "fixed": "image.nii.gz"},
         "one for one": {**points, "moving_points": "one.csv"},
-        "--points-space": {**points, "fixed_points": "away.csv"},
+        "--points-frame": {**points, "fixed_points": "away.csv"},
         "must be numbers": {**points, "moving_points": "text.csv"},
     }
     source = write_list(listed / "pairs.csv", [*bad.values(), {**GOOD, "name": "good"}])
@@ -136,10 +136,10 @@ def test_results_are_kept_unless_overwriting_was_asked(listed, run_cli):
         ("p.csv", "fixed_labels,moving_labels,transform\n", "lists no pair"),
         ("p.csv", "fixed_labels,moving_labels\na.nii,b.nii\n", "no 'transform'"),
         ("p.csv", "fixed_labels,moving_labels,transfrom\na.nii,b.nii,t.mat\n", "'transfrom'"),
-        ("p.csv", "transform\na,b\n", "'None'"),
+        ("p.csv", "transform\na,b\n", "more cells than the header"),
         ("p.json", '{"transform": ""}', "lists no pair"),
         ("p.json", '[{"transform": 3}]', "must be a path"),
-        ("p.json", "[", "not a readable"),
+        ("p.json", "[", "is not JSON"),
         ("empty/x", None, "holds no sidecar"),
         ("nowhere", None, "does not exist"),
     ],

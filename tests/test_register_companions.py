@@ -201,10 +201,10 @@ def test_bids_derivatives(tmp_path, scene, run_cli):
     assert code == 0, err
     base, there = "sub-01_ses-1_run-1", "from-sub01ses1run1T1w_to-Small_mode-image"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"{base}_space-Small_desc-warped_T1w.nii.gz",
-        f"{base}_space-Small_desc-warped_dseg.nii.gz",
-        f"{base}_space-Small_desc-warpedt2_T1w.nii.gz",
-        "sub-01_ses-1_space-Small_desc-warped_FLAIR.nii.gz",
+        f"{base}_space-Small_res-02_desc-warped_T1w.nii.gz",
+        f"{base}_space-Small_res-02_desc-warped_dseg.nii.gz",
+        f"{base}_space-Small_res-02_desc-warpedt2_T1w.nii.gz",
+        "sub-01_ses-1_space-Small_res-02_desc-warped_FLAIR.nii.gz",
         f"{base}_{there}_xfm.nii.gz",
         f"{base}_{there}_desc-affine_xfm.mat",
         f"{base}_{there}_desc-itkh5_xfm.h5",
@@ -213,8 +213,19 @@ def test_bids_derivatives(tmp_path, scene, run_cli):
     }
     again = ["apply", source, "-t", tmp_path / "out" / f"{base}_{there}_xfm.nii.gz", "-r", target, "-o"]
     assert run_cli([*again, tmp_path / "again.nii.gz"])[0] == 0
-    warped = nib.load(tmp_path / "out" / f"{base}_space-Small_desc-warped_T1w.nii.gz").get_fdata()
+    warped = nib.load(tmp_path / "out" / f"{base}_space-Small_res-02_desc-warped_T1w.nii.gz").get_fdata()
     np.testing.assert_allclose(nib.load(tmp_path / "again.nii.gz").get_fdata(), warped, atol=1e-2)
+
+
+def test_entities_keep_the_order_of_the_standard(tmp_path):
+    """So that a result is again an image named by BIDS; what belonged to the old grid goes."""
+    moving = Path("sub-01_space-T1w_res-1_label-GM_desc-old_probseg.nii.gz")
+    names = Names(Path("sub-02_hemi-L_T1w.nii.gz"), moving)
+    every = dict(names.every())
+    assert every["warped"] == "sub-01_space-sub02hemiLT1w_label-GM_desc-warped_probseg.nii.gz"
+    assert BidsName.parse(Path(every["warped"]))
+    label = "sub01spaceT1wres1labelGMdescoldprobseg"
+    assert every["transform"] == f"sub-01_from-{label}_to-sub02hemiLT1w_mode-image_label-GM_xfm.nii.gz"
 
 
 def test_two_label_maps_of_one_name_are_refused():

@@ -15,6 +15,8 @@ from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
 from ofg_deploy.nifti_file import open_nifti
 
+ENDINGS = (".nii", ".hdr", ".img", ".gz")  # of what is read; the other formats that nibabel knows have other ones
+
 
 @dataclass(frozen=True, eq=False)
 class Examined:
@@ -59,4 +61,7 @@ def examine(path: Path, max_voxels: int) -> Examined:
 
 
 def _unusable(path: Path, error: InputError) -> Finding:
-    return Finding("error", "file", str(error).removeprefix(f"{path} "), "convert it again from its source")
+    fix = "convert it again from its source"
+    if path.is_file() and not path.name.lower().endswith(ENDINGS):
+        fix = f"nib.save(nib.Nifti1Image.from_image(nib.load({str(path)!r})), 'volume.nii.gz') (nibabel), or dcm2niix"
+    return Finding("error", "file", str(error).removeprefix(f"{path} "), fix)

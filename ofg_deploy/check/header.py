@@ -87,7 +87,9 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
     sform, sform_wrong = _valid(nifti, found.sform)
     qform, qform_wrong = _valid(nifti, found.qform, sizes=True)
     if sform is None and "sheared" in sform_wrong:  # somebody's registration: dropping it would move the image
-        return None, 0, [Finding("error", "sform", sform_wrong, "resample the image onto an unsheared grid")]
+        anew = f"nib.save(resample_to_output(nib.load({str(nifti.path)!r})), 'volume.nii.gz')"
+        fix = f"resample it onto an unsheared grid: {anew} (nibabel.processing)"
+        return None, 0, [Finding("error", "sform", sform_wrong, fix)]
     if sform is None and qform is None:
         return None, 0, [Finding("error", "sform", sform_wrong, "convert it again from its source")]
     if sform is None:

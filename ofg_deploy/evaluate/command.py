@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from ofg_deploy.errors import BatchError, InputError, OfgError, UsageError
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
-from ofg_deploy.outputs import check_writable, read_text
+from ofg_deploy.outputs import check_writable, read_csv, read_json
 from ofg_deploy.transform.points import PointsFrame
 
 
@@ -70,13 +68,16 @@ def load_names(path: Path) -> Names:
     Raises:
         InputError: another form, a label that is no whole number above 0, or one listed twice.
     """
-    text = read_text(path)
     try:
         if path.suffix.lower() == ".json":
-            found = [(int(label), str(name)) for label, name in json.loads(text).items()]
+            found = [(int(label), str(name)) for label, name in read_json(path).items()]
         else:
-            found = [(int(row["label"]), row["name"].strip()) for row in csv.DictReader(text.splitlines())]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            header, rows = read_csv(path)
+            label, name = header.index("label"), header.index("name")
+            found = [(int(row[label]), row[name].strip()) for row in rows]
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: a CSV with columns label, name or a JSON object is needed ({error!r})") from error
     names = dict(found)
     if not names or len(names) < len(found) or min(names) < 1:
@@ -90,4 +91,4 @@ def _show(console: Console, done: list[Evaluation], space: PointsFrame) -> None:
         table.add_row(measure, f"{figures['mean']:.4g}", f"{figures['sd']:.2g}", str(figures["pairs"]))
     console.print(table)
     if any("landmarks" in evaluation.numbers for evaluation in done):
-        console.print(f"landmark tables read as {space.upper()} mm (--points-space)")
+        console.print(f"landmark tables read as {space.upper()} mm (--points-frame)")

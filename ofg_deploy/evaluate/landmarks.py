@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ofg_deploy.errors import GeometryError, InputError
-from ofg_deploy.geometry import Grid, Matrix, transform_points
+from ofg_deploy.geometry import Grid, Matrix, in_view, transform_points
 from ofg_deploy.transform.maps import WorldMap
 
 
@@ -29,11 +29,11 @@ def target_registration_error(
     displacement, inside = total.displacement_mm(fixed)
     if view is not None:
         index = transform_points(view.vox_from_world, fixed)
-        inside = inside & ((index >= -0.5) & (index <= np.array(view.shape)[:, None] - 0.5)).all(axis=0)
+        inside = inside & in_view(index, view.shape)
     if not inside.any():
         raise GeometryError(
             f"none of {fixed.shape[1]} landmarks lies in the fixed field of view: are they world mm, and is "
-            "--points-space right?"
+            "--points-frame right?"
         )
     numbers: dict[str, float | int] = {"landmarks": int(inside.sum()), "landmarks_outside": int((~inside).sum())}
     for when, mapped in (("before_", fixed), ("", fixed + displacement)):

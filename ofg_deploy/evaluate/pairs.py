@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.nifti import stem
-from ofg_deploy.outputs import read_text
+from ofg_deploy.outputs import read_csv, read_json
 
 COLUMNS = ("fixed_labels", "moving_labels", "transform", "fixed", "moving", "fixed_points", "moving_points")
 TOGETHER = (("fixed_labels", "moving_labels"), ("fixed_points", "moving_points"))
@@ -73,11 +71,11 @@ def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
 
 
 def _rows(source: Path) -> list[dict[str, str]]:
-    text = read_text(source)
-    try:
-        rows: Any = json.loads(text) if source.suffix.lower() == ".json" else list(csv.DictReader(text.splitlines()))
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{source} is not a readable CSV or JSON list of pairs ({error})") from error
+    if source.suffix.lower() == ".json":
+        rows: Any = read_json(source)
+    else:
+        header, cells = read_csv(source)
+        rows = [dict(zip(header, row, strict=True)) for row in cells]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{source} lists no pair: one row a pair is needed, with columns {', '.join(COLUMNS)}")
     for number, row in enumerate(rows, start=1):
@@ -103,8 +101,8 @@ def _sidecars(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(read_text(path))
-        except ValueError:  # InputError is one, too: a file of somebody else's
+            record = read_json(path)
+        except InputError:  # a file of somebody else's
             continue
         if isinstance(record, dict) and record.get("tool") == "ofg_deploy" and "transform" in record:
             found.append((path, record))

@@ -19,7 +19,7 @@ def _displaced(field: Array, matrix: Array, at: Array, value: Array, slope: Arra
     whole, part, free = np.empty(3, np.int64), np.empty(3), np.empty(3)
     for a in range(3):
         last = field.shape[a + 1] - 1
-        held = min(max(at[a], 0.0), float(last))
+        held = min(at[a], float(last)) if at[a] > 0.0 else 0.0  # also for NaN, which makes no index
         free[a] = 1.0 if held == at[a] else 0.0
         whole[a] = min(int(held), last - 1)
         part[a] = held - whole[a]

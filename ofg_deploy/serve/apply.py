@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
-from ofg_deploy.nifti import load_grid, load_image, load_labels, save_volume, stem
-from ofg_deploy.outputs import check_writable, read_text, sha256_file, staged, to_json
+from ofg_deploy.geometry import Grid
+from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, stem
+from ofg_deploy.outputs import check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
 from ofg_deploy.transform.inverse import invert
@@ -108,28 +109,11 @@ def apply(job: Application) -> dict[str, Any]:
         UsageError: a transform whose own sidecar names another form.
     """
     check_writable([job.out, job.sidecar], job.overwrite)
-    chain = _load_chain(job)
-    source = job.image or job.fixed_points or job.moving_points
-    assert source is not None
     if job.image is not None and job.reference is not None:
-        image = load_labels(job.image) if job.interpolation in OF_LABELS else load_image(job.image)
-        reference = load_grid(job.reference)
-        data, inside = through(chain, image, reference, job.interpolation, job.fill)
-        unknown = 100.0 * float((~inside).mean())
-        if unknown == 100:
-            raise GeometryError(f"the transform is known nowhere on {job.reference}: do they belong together?")
-        warnings = list(image.warnings)
-        if unknown:
-            warnings.append(f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there")
-        about: dict[str, Any] = {"interpolation": job.interpolation, "fill": job.fill, "unknown_percent": unknown}
+        save, about = _image(job, job.image, job.reference)
     else:
-        points = load_points(source, job.points_frame)
-        carried = carry(points, chain if job.fixed_points else invert(chain))
-        direction = "reference to image, forward" if job.fixed_points else "image to reference, by the inverse"
-        warnings = carried.warnings()
-        about = {"points": int(carried.inside.size), "unknown": int((~carried.inside).sum()), "direction": direction}
-        about["frame"] = job.points_frame
-    given = {"source": source, "reference": job.reference}
+        save, about = _points(job)
+    given = {"source": job.image or job.fixed_points or job.moving_points, "reference": job.reference}
     record = {
         "schema": SCHEMA,
         "tool": "ofg_deploy apply",
@@ -141,23 +125,62 @@ def apply(job: Application) -> dict[str, Any]:
         "format": job.dialect,
         "output": job.out.name,
         **about,
-        "warnings": warnings,
     }
     with staged([job.out, job.sidecar], job.overwrite) as [partial, sidecar]:
-        if job.image is not None:
-            save_volume(partial, data, reference, image.space_code)
-        else:
-            save_points(partial, carried)
+        save(partial)
         sidecar.write_text(to_json(record))
     return record
 
 
-def _load_chain(job: Application) -> Chain:
+Save = Callable[[Path], None]
+
+
+def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str, Any]]:
+    """How to write the image on the grid of the reference, and what to say of it."""
+    image = load_labels(source) if job.interpolation in OF_LABELS else load_image(source)
+    reference, space_code, warnings = load_space(target)
+    data, inside = through(_load_chain(job, reference, image.grid), image, reference, job.interpolation, job.fill)
+    unknown = 100.0 * float((~inside).mean())
+    if unknown == 100:
+        raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
+    warnings = (*image.warnings, *warnings)
+    if unknown:
+        warnings += (f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there",)
+    about = {
+        "interpolation": job.interpolation,
+        "fill": job.fill,
+        "unknown_percent": unknown,
+        "warnings": list(warnings),
+    }
+    return lambda path: save_volume(path, data, reference, space_code), about
+
+
+def _points(job: Application) -> tuple[Save, dict[str, Any]]:
+    """The same for a table of points."""
+    chain = _load_chain(job)
+    if job.fixed_points:
+        carried = carry(load_points(job.fixed_points, job.points_frame), chain)
+        direction = "reference to image, forward"
+    else:
+        assert job.moving_points is not None
+        carried = carry(load_points(job.moving_points, job.points_frame), invert(chain))
+        direction = "image to reference, by the inverse"
+    about = {
+        "points": int(carried.inside.size),
+        "unknown": int((~carried.inside).sum()),
+        "direction": direction,
+        "frame": job.points_frame,
+        "warnings": carried.warnings(),
+    }
+    return lambda path: save_points(path, carried), about
+
+
+def _load_chain(job: Application, reference: Grid | None = None, image: Grid | None = None) -> Chain:
     maps = []
     for step in job.steps:
         _check_sidecar(step.path, job.dialect)
-        ends = (load_grid(job.reference), load_grid(job.image)) if job.reference and job.image else (None, None)
-        loaded = load_map(step.path, job.dialect, *(ends[::-1] if step.inverted else ends))
+        fixed, moving = (image, reference) if step.inverted else (reference, image)
+        loaded = load_map(step.path, job.dialect, fixed, moving)
         maps.append(invert(loaded) if step.inverted else loaded)
     return Chain(tuple(maps))
 
@@ -167,7 +190,7 @@ def _check_sidecar(path: Path, dialect: Dialect) -> None:
     names = {path.name.removesuffix(ending) for ending in ENDINGS.values() if path.name.endswith(ending)}
     for name in (*names, stem(path)):
         try:
-            record = json.loads(read_text(path.with_name(f"{name}.json")))
+            record = read_json(path.with_name(f"{name}.json"))
             role = {file: role for role, file in record["outputs"].items()}[path.name]
         except (ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
             continue

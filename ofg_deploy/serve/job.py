@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.outputs import read_text
+from ofg_deploy.outputs import read_json
 from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
@@ -148,7 +147,7 @@ def parse_init(text: str | None) -> Init | Path | None:
 def _listed(sidecar: Path) -> list[Path]:
     """Files of warped label maps and channels that an older sidecar of ours names: how many there were is not known."""
     try:
-        record = json.loads(read_text(sidecar))
+        record = read_json(sidecar)
         named = record["outputs"].items() if record["tool"] == "ofg_deploy" else []
         return [
             sidecar.with_name(name)

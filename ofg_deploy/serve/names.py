@@ -26,41 +26,12 @@ ENDINGS = {
 
 # Entities of the raw and derivative standard (BIDS 1.10, "Entities"), in the order in which a name has them.
 ENTITIES = [
-    "tpl",
-    "sub",
-    "cohort",
-    "ses",
-    "sample",
-    "task",
-    "tracksys",
-    "acq",
-    "nuc",
-    "voi",
-    "ce",
-    "trc",
-    "stain",
-    "rec",
-    "dir",
-    "run",
-    "mod",
-    "echo",
-    "flip",
-    "inv",
-    "mt",
-    "part",
-    "proc",
-    "hemi",
-    "space",
-    "split",
-    "recording",
-    "chunk",
-    "seg",
-    "scale",
-    "res",
-    "den",
-    "label",
-    "desc",
+    *("tpl", "sub", "cohort", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec"),
+    *("dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording"),
+    *("chunk", "seg", "scale", "res", "den", "label", "desc"),
 ]
+# Those of a transform, as derivatives have them, go before space.
+ORDER = [name for key in ENTITIES for name in (("from", "to", "mode", key) if key == "space" else (key,))]
 NAME = re.compile(r"(?P<entities>(?:[a-z]+-[A-Za-z0-9]+_)+)(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
 
 
@@ -87,15 +58,23 @@ class BidsName:
     @property
     def label(self) -> str:
         """What ``space-``, ``from-`` and ``to-`` call this image: a template by its name, else all of its own name."""
-        for key, value in self.entities:
-            if key == "tpl":
-                return value
-        return "".join(f"{key}{value}" for key, value in self.entities) + self.suffix
+        return self.template or "".join(f"{key}{value}" for key, value in self.entities) + self.suffix
 
-    def derivative(self, more: str, suffix: str, ending: str) -> str:
-        """This image's own entities but ``space`` and ``desc``, then these."""
-        own = "_".join(f"{key}-{value}" for key, value in self.entities if key not in ("space", "desc"))
-        return f"{own}_{more}_{suffix}{ending}"
+    def derivative(self, suffix: str, ending: str, **more: str) -> str:
+        """This image's own entities but ``desc`` and those of its grid, with these, in the standard's order."""
+        own = {key: value for key, value in self.entities if key not in ("space", "res", "den", "desc")}
+        ordered = sorted({**own, **more}.items(), key=lambda entity: ORDER.index(entity[0]))
+        return "".join(f"{key}-{value}_" for key, value in ordered) + f"{suffix}{ending}"
+
+    @property
+    def space(self) -> dict[str, str]:
+        """Entities of what lies on this image's grid; a template's label leaves its resolution out."""
+        return {"space": self.label, **{key: value for key, value in self.entities if key == "res" and self.template}}
+
+    @property
+    def template(self) -> str | None:
+        """Name of the template, if it is one."""
+        return dict(self.entities).get("tpl")
 
 
 @dataclass(frozen=True)
@@ -124,22 +103,20 @@ class Names:
         if not (fixed and moving):
             return f"{stem(self.moving)}_to_{stem(self.fixed)}_warped_{stem(path)}.nii.gz"
         if own := BidsName.parse(path):
-            return own.derivative(f"space-{fixed.label}_desc-warped", own.suffix, ".nii.gz")
+            return own.derivative(own.suffix, ".nii.gz", **fixed.space, desc="warped")
         described = re.sub(r"[^A-Za-z0-9]", "", stem(path))
-        return moving.derivative(f"space-{fixed.label}_desc-warped{described}", moving.suffix, ".nii.gz")
+        return moving.derivative(moving.suffix, ".nii.gz", **fixed.space, desc=f"warped{described}")
 
     @staticmethod
     def _bids(role: str, ending: str, fixed: BidsName, moving: BidsName) -> str:
         extension = ending[ending.index(".") :]
-        there, back = f"from-{moving.label}_to-{fixed.label}", f"from-{fixed.label}_to-{moving.label}"
-        if role == "warped":
-            return moving.derivative(f"space-{fixed.label}_desc-warped", moving.suffix, extension)
-        if role == "warped_labels":
-            return moving.derivative(f"space-{fixed.label}_desc-warped", "dseg", extension)
+        there, back = ({"from": a.label, "to": b.label} for a, b in ((moving, fixed), (fixed, moving)))
+        if role in ("warped", "warped_labels"):
+            suffix = moving.suffix if role == "warped" else "dseg"
+            return moving.derivative(suffix, extension, **fixed.space, desc="warped")
         if role.endswith("_points"):
-            way = there if role == "moving_points" else back
-            return moving.derivative(way, "points", extension)
+            return moving.derivative("points", extension, **(there if role == "moving_points" else back))
         if role == "inverse":
-            return moving.derivative(f"{back}_mode-image", "xfm", extension)
-        described = "" if role in ("transform", "sidecar") else f"_desc-{role.replace('-', '')}"
-        return moving.derivative(f"{there}_mode-image{described}", "xfm", extension)
+            return moving.derivative("xfm", extension, **back, mode="image")
+        described = {} if role in ("transform", "sidecar") else {"desc": role.replace("-", "")}
+        return moving.derivative("xfm", extension, **there, mode="image", **described)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ofg_deploy.field import Field, turned
-from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
+from ofg_deploy.geometry import Grid, Matrix, in_view, lattice, thinned, transform_points
 from ofg_deploy.transform.maps import Chain, FieldMap, Inside, LinearMap, WorldMap
 
 STEPS = 60
@@ -36,8 +35,7 @@ class InverseMap:
         """As ``WorldMap``."""
         displacement, error = self.continued(points)
         index = transform_points(self.forward.domain.vox_from_world, points + displacement)
-        upper = np.array(self.forward.domain.shape).reshape(3, *[1] * (points.ndim - 1)) - 0.5
-        inside = ((index >= -0.5) & (index <= upper)).all(axis=0) & (error <= INVERTED_VOX)
+        inside = in_view(index, self.forward.domain.shape) & (error <= INVERTED_VOX)
         return np.where(inside, displacement, 0.0), inside
 
     def continued(self, points: Matrix) -> tuple[Matrix, Matrix]:
@@ -75,8 +73,7 @@ def invert(world_map: WorldMap) -> WorldMap:
 def best_affine(world_map: FieldMap) -> Matrix:
     """(4, 4) the affine nearest to a field in the sense of least squares over its voxels, some 4,000 of them."""
     grid = world_map.domain
-    picked: tuple[Any, ...] = np.ix_(*(np.unique(np.linspace(0, n - 1, 16).round().astype(int)) for n in grid.shape))
-    index = np.stack(np.broadcast_arrays(*picked)).astype(np.float64)
+    picked, index = thinned(grid.shape)
     points = transform_points(grid.world_from_vox, index).reshape(3, -1)
     reached = points + world_map.field[(slice(None), *picked)].reshape(3, -1)
     homogeneous = np.vstack([points, np.ones(points.shape[1])])
@@ -109,8 +106,7 @@ def inverse_field(forward: FieldMap, affine: Matrix, moving: Grid) -> InverseFie
     displacement, error = inverse.continued(points)
     missing = error > INVERTED_VOX
     index = transform_points(forward.domain.vox_from_world, points + displacement)
-    upper = np.array(forward.domain.shape).reshape(3, 1, 1, 1) - 0.5
-    relevant = ((index >= -0.5) & (index <= upper)).all(axis=0)
+    relevant = in_view(index, forward.domain.shape)
     field = displacement.astype(np.float32)
     without = 100.0 * float((missing & relevant).sum()) / max(int(relevant.sum()), 1)
     return InverseField(field, moving, without, _consistency(forward, FieldMap(field, moving), missing))

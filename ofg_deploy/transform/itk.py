@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,17 @@ import numpy as np
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
-from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap
+from ofg_deploy.nifti import FARTHEST_MM, grid_of
+from ofg_deploy.transform.aside import read_aside
+from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 AFFINE_ENDINGS = (".mat", ".txt", ".tfm")
 COMPOSITE_ENDINGS = (".h5", ".hdf5")
+MAX_LINEAR_BYTES = 2**20  # chains of many included
+MATLAB_BYTES = {0: 8, 10: 4, 100: 8, 110: 4}  # of a number, by type of its matrix (little-endian ones)
 
 
 def save_affine(path: Path, moving_from_fixed: Matrix) -> None:
@@ -59,6 +64,14 @@ def load_affine(path: Path) -> Matrix:
 
 def load_composite(path: Path) -> WorldMap:
     """Read a transform of linear ones and displacement fields in any order. Raises as ``load_affine``."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    maps = read_aside(path)
+    return maps[0] if len(maps) == 1 else Chain(tuple(maps))
+
+
+def read_composite(path: Path) -> list[WorldMap]:
+    """What it consists of, the first one applied first. Call ``load_composite``: a damaged file may crash this."""
     import SimpleITK as sitk
 
     maps: list[WorldMap] = []
@@ -74,9 +87,10 @@ def load_composite(path: Path) -> WorldMap:
             maps.append(LinearMap(_to_matrix(each, path)))
         else:
             raise InputError(f"{path} holds a {each.GetName()}: linear maps and displacement fields are read")
-    return maps[0] if len(maps) == 1 else Chain(tuple(maps))
+    return maps
 
 
+@np.errstate(all="ignore")  # what overflows is refused
 def _to_field(transform: sitk.DisplacementFieldTransform, path: Path) -> FieldMap:
     import SimpleITK as sitk
 
@@ -85,10 +99,9 @@ def _to_field(transform: sitk.DisplacementFieldTransform, path: Path) -> FieldMa
     lps_from_vox[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     lps_from_vox[:3, 3] = image.GetOrigin()
     vectors = sitk.GetArrayFromImage(image)
-    if vectors.size == 0 or not np.isfinite(vectors).all():
-        raise InputError(f"{path} holds a displacement field that is empty, or not finite")
     field = np.einsum("ij,zyxj->ixyz", LPS_FROM_RAS[:3, :3], vectors).astype(np.float32)
-    return FieldMap(field, Grid((field.shape[1], field.shape[2], field.shape[3]), LPS_FROM_RAS @ lps_from_vox))
+    grid = grid_of(path, field.shape[1:], LPS_FROM_RAS @ lps_from_vox)
+    return field_map(field, grid, path)
 
 
 def _to_affine(moving_from_fixed: Matrix) -> sitk.AffineTransform:
@@ -101,14 +114,15 @@ def _to_affine(moving_from_fixed: Matrix) -> sitk.AffineTransform:
     return transform
 
 
+@np.errstate(all="ignore")
 def _to_matrix(transform: sitk.Transform, path: Path) -> Matrix:
     # Through points, because a linear transform has many classes and only some of them show a matrix.
     corners = [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
     images = np.array([transform.TransformPoint(corner) for corner in corners])
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = (images[1:] - images[0]).T, images[0]
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-9:
-        raise GeometryError(f"{path} holds a transform that is singular or not finite")
+    if not (np.abs(lps) <= FARTHEST_MM).all() or abs(np.linalg.det(lps)) < 1e-9:  # False for NaN
+        raise GeometryError(f"{path} holds a transform that is singular, not finite or leads out of any scan")
     return np.asarray(LPS_FROM_RAS @ lps @ LPS_FROM_RAS)
 
 
@@ -117,13 +131,33 @@ def _read(path: Path) -> sitk.Transform:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist")
+    name = path.name.lower()
+    if name.endswith(AFFINE_ENDINGS) and path.stat().st_size > MAX_LINEAR_BYTES:
+        raise InputError(f"{path} is larger than {MAX_LINEAR_BYTES} bytes: no linear transform")
+    if name.endswith(".mat"):
+        _check_matlab(path)
     try:
         transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its complaint quotes bytes that are no text
         raise InputError(f"{path} cannot be read as an ITK transform") from error
     if transform.GetDimension() != 3:
         raise InputError(f"{path} is not a linear 3-D transform, nor a composite of such: it is for other dimensions")
     return transform
+
+
+def _check_matlab(path: Path) -> None:
+    """ITK's reader allocates what the header of a Matlab 4 matrix promises, unseen: let it be what is there.
+
+    Raises:
+        InputError: matrices of other types, or not exactly as many bytes as they need.
+    """
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        kind, rows, columns, imaginary, letters = struct.unpack("<5i", content[at : at + 20].ljust(20, b"\0"))
+        sound = kind in MATLAB_BYTES and 0 < rows <= 64 and 0 < columns <= 64 and not imaginary and 0 < letters <= 256
+        at += 20 + letters + MATLAB_BYTES.get(kind, 0) * rows * columns
+        if not sound or at > len(content):
+            raise InputError(f"{path} cannot be read as an ITK transform: no linear one in the form of Matlab 4")
 
 
 def _write(transform: sitk.Transform, path: Path) -> None:

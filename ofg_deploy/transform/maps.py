@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, sample
 from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, transform_points
+from ofg_deploy.nifti import FARTHEST_MM
 
 Inside = npt.NDArray[np.bool_]
 
@@ -54,6 +57,19 @@ class FieldMap:
         displacement = np.stack([sample(c, index, fill=np.nan, dtype=np.float64) for c in self.field])
         inside = np.isfinite(displacement[0])
         return np.where(inside, displacement, 0.0), inside
+
+
+def field_map(field: Field, domain: Grid, path: Path) -> FieldMap:
+    """What a file held, (3, X, Y, Z) RAS mm on ``domain``.
+
+    Raises:
+        InputError: components that are not finite, or lead further than a scan can lie: beyond, float32 and the index
+            arithmetic of every interpolator give out.
+    """
+    if not (usable := np.abs(field) <= FARTHEST_MM).all():  # False for NaN
+        bad = int(usable.size - usable.sum())
+        raise InputError(f"{path} has {bad} components that are NaN, infinite or longer than {FARTHEST_MM:g} mm")
+    return FieldMap(field, domain)
 
 
 @dataclass(frozen=True, eq=False)

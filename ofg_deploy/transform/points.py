@@ -11,7 +11,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import LPS_FROM_RAS, Matrix, transform_points
-from ofg_deploy.outputs import read_text
+from ofg_deploy.outputs import read_csv
 from ofg_deploy.transform.maps import Inside, WorldMap
 
 PointsFrame = Literal["ras", "lps"]
@@ -47,9 +47,10 @@ class CarriedPoints:
         """How many of them the map does not know, in one line."""
         if self.inside.all():
             return []
+        ask = "" if self.inside.any() else "; are they world mm, and is --points-frame right?"
         return [
             f"{self.source.path.name}: {int((~self.inside).sum())} of {self.inside.size} points lie where the "
-            "transform is unknown, outside its field of view: nan, and inside=0 in the table"
+            f"transform is unknown, outside its field of view: nan, and inside=0 in the table{ask}"
         ]
 
 
@@ -57,25 +58,27 @@ def load_points(path: Path, frame: PointsFrame) -> Points:
     """Read a CSV whose header names x, y, z; other columns are kept as they are.
 
     Raises:
-        InputError: no such columns, no row, or something that is not a finite number.
+        InputError: as ``outputs.read_csv``; no such columns, no row, or something that is not a finite number.
     """
-    reader = csv.reader(read_text(path).splitlines())
+    header, rows = read_csv(path)
+    columns = [name.strip().lower() for name in header]
+    if not {"x", "y", "z"} <= set(columns):
+        raise InputError(f"{path} has the columns {columns}: a header with x, y, z (world mm) is needed")
     try:
-        header, *rows = [row for row in reader if row] or [[]]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    columns = {name.strip().lower(): at for at, name in enumerate(header)}
-    if not {"x", "y", "z"} <= columns.keys():
-        raise InputError(f"{path} has the columns {list(columns)}: a header with x, y, z (world mm) is needed")
-    try:
-        numbers = [[float(row[columns[axis]]) for axis in "xyz"] for row in rows]
-    except (IndexError, ValueError) as error:
+        numbers = [[_number(row[columns.index(axis)]) for axis in "xyz"] for row in rows]
+    except ValueError as error:
         raise InputError(f"{path}: x, y and z must be numbers in every row ({error})") from error
     points = np.array(numbers, dtype=np.float64).reshape(-1, 3).T
     if not points.size or not np.isfinite(points).all():
         raise InputError(f"{path} has no landmarks, or some that are not finite")
     world = transform_points(LPS_FROM_RAS, points) if frame == "lps" else points
-    return Points(world, frame, tuple(header), tuple(tuple(row) for row in rows), path)
+    return Points(world, frame, tuple(header), tuple(map(tuple, rows)), path)
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # Python takes 1_5 for 15
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(text)
 
 
 def carry(points: Points, world_map: WorldMap) -> CarriedPoints:
@@ -85,15 +88,17 @@ def carry(points: Points, world_map: WorldMap) -> CarriedPoints:
 
 
 def save_points(path: Path, carried: CarriedPoints) -> None:
-    """The same table with other x, y, z, in its own frame, and a column ``inside`` (1 or 0). Raises OSError."""
+    """The same table with other x, y, z, in its own frame, and ``inside`` (1 or 0) in place of one it may have.
+
+    Raises OSError.
+    """
     source = carried.source
     world = transform_points(LPS_FROM_RAS, carried.world) if source.frame == "lps" else carried.world
-    at = {name.strip().lower(): column for column, name in enumerate(source.header)}
+    names = [name.strip().lower() for name in source.header]
+    kept = [column for column, name in enumerate(names) if name != "inside"]
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*source.header, "inside"])
-        for number, row in enumerate(source.rows):
-            cells = [*row, *[""] * (len(source.header) - len(row))]
-            for axis, name in enumerate("xyz"):
-                cells[at[name]] = f"{world[axis, number]:.6f}" if carried.inside[number] else "nan"
-            writer.writerow([*cells, int(carried.inside[number])])
+        writer.writerow([*(source.header[column] for column in kept), "inside"])
+        for row, point, inside in zip(source.rows, world.T, carried.inside, strict=True):
+            moved = {axis: f"{value:.6f}" if inside else "nan" for axis, value in zip("xyz", point, strict=True)}
+            writer.writerow([*(moved.get(names[column], row[column]) for column in kept), int(inside)])

@@ -39,6 +39,7 @@ def to_relative(displacement_mm: Field, fixed: Grid, moving: Grid, system: Syste
     return turned(displacement_mm, still, system(moving))
 
 
+@np.errstate(all="ignore")  # what overflows is refused by who reads files
 def from_relative(relative: Field, fixed: Grid, moving: Grid, system: System) -> Field:
     """The way back: (3, X, Y, Z) float32 RAS mm."""
     world = np.asarray(np.linalg.inv(system(moving)), dtype=np.float64)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import map_coordinates, spline_filter
 
+from ofg_deploy.errors import UsageError
 from ofg_deploy.field import sample
 from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.nifti import Volume
@@ -20,7 +21,17 @@ OF_LABELS: tuple[Interpolation, ...] = ("nearest", "genericlabel")
 def through(
     world_map: WorldMap, moving: Volume, reference: Grid, interpolation: Interpolation, fill: float
 ) -> tuple[npt.NDArray[Any], Inside]:
-    """``moving`` on the reference grid, and where the map is known; ``fill`` elsewhere and outside the moving image."""
+    """``moving`` on the reference grid, and where the map is known; ``fill`` elsewhere and outside the moving image.
+
+    Raises:
+        UsageError: a fill that the type of a label map does not hold.
+    """
+    if moving.data.dtype.kind != "f" and not (
+        (limits := np.iinfo(moving.data.dtype)).min <= fill <= limits.max  # numpy or numba would take another number
+    ):
+        raise UsageError(
+            f"--fill {fill:g}: {moving.path} is {moving.data.dtype}, which holds {limits.min} to {limits.max}"
+        )
     displacement, inside = on_grid(world_map, reference)
     values = at(
         moving, transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement, interpolation, fill
