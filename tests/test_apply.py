@@ -15,9 +15,11 @@ from scipy.ndimage import map_coordinates
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Grid
+from ofg_deploy.nifti import Volume
 from ofg_deploy.serve.apply import Application, Step
 from ofg_deploy.transform import itk
 from ofg_deploy.transform.dialects import Registration, write
+from ofg_deploy.transform.resample import at
 
 LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -298,3 +300,18 @@ def test_the_syntax_of_inverses():
     assert Step.parse("[w.nii.gz]") == Step(Path("[w.nii.gz]"))
     with pytest.raises(UsageError, match="no transform"):
         Application((), Path("o.nii"), image=Path("i.nii"), reference=Path("r.nii"))
+
+
+def test_of_two_labels_that_weigh_alike_the_smaller_is_taken(make_grid, foreign):
+    """Half-way between two voxels, in both orders; as ANTs' genericLabel, which keeps the first of its sorted ones."""
+    ants = foreign("ants")
+    data = np.zeros((4, 3, 3), np.uint8)
+    data[:] = np.array([9, 3, 8, 5])[:, None, None]
+    grid = make_grid("RAS", data.shape, (1, 1, 1), (1.5, 1, 1))
+    points = np.array([[0.5, 1.5, 2.5], [1, 1, 1], [1, 1, 1]])
+    found = at(Volume(data, grid, Path("l.nii")), points, "genericlabel", 0)
+    assert found.tolist() == [3, 3, 5]
+    image = ants.from_numpy(data.astype(np.float32))
+    shift = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, translation=(0.5, 0, 0))
+    theirs = ants.apply_ants_transform_to_image(shift, image, image, "genericLabel").numpy()
+    assert theirs[:3, 1, 1].tolist() == [3, 3, 5]
