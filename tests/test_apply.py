@@ -302,7 +302,7 @@ def test_the_syntax_of_inverses():
         Application((), Path("o.nii"), image=Path("i.nii"), reference=Path("r.nii"))
 
 
-def test_of_two_labels_that_weigh_alike_the_smaller_is_taken(make_grid, foreign):
+def test_of_two_labels_that_weigh_alike_the_smaller_is_taken(tmp_path, make_grid, foreign):
     """Half-way between two voxels, in both orders; as ANTs' genericLabel, which keeps the first of its sorted ones."""
     ants = foreign("ants")
     data = np.zeros((4, 3, 3), np.uint8)
@@ -311,7 +311,8 @@ def test_of_two_labels_that_weigh_alike_the_smaller_is_taken(make_grid, foreign)
     points = np.array([[0.5, 1.5, 2.5], [1, 1, 1], [1, 1, 1]])
     found = at(Volume(data, grid, Path("l.nii")), points, "genericlabel", 0)
     assert found.tolist() == [3, 3, 5]
-    image = ants.from_numpy(data.astype(np.float32))
-    shift = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, translation=(0.5, 0, 0))
-    theirs = ants.apply_ants_transform_to_image(shift, image, image, "genericLabel").numpy()
+    image, shift = ants.from_numpy(data.astype(np.float32)), np.eye(4)
+    shift[0, 3] = -0.5  # half a voxel along ANTs' first axis, which is LPS
+    itk.save_affine(tmp_path / "shift.mat", shift)
+    theirs = ants.apply_transforms(image, image, [str(tmp_path / "shift.mat")], interpolator="genericLabel").numpy()
     assert theirs[:3, 1, 1].tolist() == [3, 3, 5]

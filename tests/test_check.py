@@ -14,7 +14,8 @@ from hostile_nifti import GZIP, mutate, no_hang, seeds
 
 from ofg_deploy.check.examine import examine
 from ofg_deploy.errors import InputError
-from ofg_deploy.nifti import load_image
+from ofg_deploy.geometry import Grid
+from ofg_deploy.nifti import load_image, save_volume
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.preprocess import Intensity
 
@@ -221,6 +222,20 @@ def test_copies_never_replace_anything(path, tmp_path, run_cli):
     (tmp_path / "other/image.nii").write_bytes(path.read_bytes())
     assert run_cli(["check", path, tmp_path / "other/image.nii", "--fix", tmp_path / "new"])[0] == 2
     assert not (tmp_path / "new").exists()
+
+
+def test_a_copy_that_lies_elsewhere_is_not_published(path, tmp_path, run_cli, monkeypatch):
+    def shifted_writer(target, data, grid, code):
+        world = grid.world_from_vox.copy()
+        world[0, 3] += 0.05
+        save_volume(target, data, Grid(grid.shape, world), code)
+
+    monkeypatch.setattr("ofg_deploy.check.repair.save_volume", shifted_writer)
+    patch(path, UNITS, "<B", 0)
+    code, _, err = run_cli(["check", path, "--fix", tmp_path / "fixed"])
+    assert code == 3
+    assert "its copy would lie 0.05 mm away" in err
+    assert not (tmp_path / "fixed").exists()
 
 
 def test_files_are_compared_with_the_first(tmp_path, make_grid, world_image, world_labels, write_nifti, run_cli):

@@ -226,6 +226,8 @@ def test_entities_keep_the_order_of_the_standard(tmp_path):
     assert BidsName.parse(Path(every["warped"]))
     label = "sub01spaceT1wres1labelGMdescoldprobseg"
     assert every["transform"] == f"sub-01_from-{label}_to-sub02hemiLT1w_mode-image_label-GM_xfm.nii.gz"
+    assert every["moving_points"] == f"sub-01_from-{label}_to-sub02hemiLT1w_label-GM_points.csv"
+    assert every["fixed_points"] == f"sub-01_from-sub02hemiLT1w_to-{label}_label-GM_points.csv"
 
 
 def test_two_label_maps_of_one_name_are_refused():
