@@ -94,7 +94,7 @@ def test_bad_pairs_are_listed_and_the_others_evaluated(listed, run_cli, write_ni
     bad = {
         "does not exist": {**GOOD, "moving_labels": "nowhere.nii.gz"},
         "holds none of the labels": {**GOOD, "transform": "far_Warp.nii.gz"},
-        "damaged": {**GOOD, "transform": "broken_Warp.nii.gz"},
+        "truncated": {**GOOD, "transform": "broken_Warp.nii.gz"},
         "not a displacement field": {**GOOD, "transform": image.name},
         "is no transform in the form of itk": {**GOOD, "transform": "f.csv"},
         "come in twos": {"fixed_labels": "fix_seg.nii.gz", "transform": "t_Warp.nii.gz"},
