@@ -140,6 +140,7 @@ def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int]:
     return vectors, grid, int(nifti.header["intent_code"])
 
 
+@np.errstate(all="ignore")  # what is not finite is refused by who asked for a map
 def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
     """Read what ``save_transform`` wrote: (3, X, Y, Z) RAS mm and its grid.
 
