@@ -58,8 +58,10 @@ MEASURES = (
     Measure("sdlogj", "SDlogJ", ".3f", "high", "spread of the logarithm of the Jacobian determinant"),
     Measure("displacement_mm_max", "largest shift (mm)", ".1f", "high", "largest displacement of the total map"),
     Measure("overlap", "overlap", ".2f", "low", "share of the fixed field of view that the moving one covers"),
-    Measure("inverse_mean_mm", "there and back (mm)", ".3f", None, "inverse consistency, mean"),
-    Measure("inverse_p99_mm", "there and back 99 % (mm)", ".3f", "high", "inverse consistency, 99th percentile"),
+    Measure(
+        "inverse_mean_mm", "inverse (mm)", ".3f", None, "how far points are from home after going there and back, mean"
+    ),
+    Measure("inverse_p99_mm", "inverse 99 % (mm)", ".3f", "high", "the same, 99th percentile"),
     Measure("seconds", "seconds", ".2f", None, "time of all stages of the registration"),
 )
 JUDGED = {measure.key: measure for measure in (*MEASURES, OUTLIER) if measure.worse}

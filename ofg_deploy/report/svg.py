@@ -105,7 +105,7 @@ def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, s
     def x(value: float) -> float:
         return 10 + 300 * (value - low) / (high - low)
 
-    tall = 58 / counts.max()
+    tall = 48 / counts.max()
     bars = "".join(
         f'<rect x="{10 + 10 * at}" y="{70 - tall * count:.1f}" width="9" height="{tall * count:.1f}"/>'
         for at, count in enumerate(counts)
@@ -127,7 +127,7 @@ def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, s
     ends = "".join(f'<text x="{at}" y="94" class="{side}">{measure.show(value)}</text>' for at, value, side in shown)
     label = f"{measure.title}: {len(values)} pairs, median {measure.show(float(np.median(numbers)))}"
     return (
-        f'<svg class="plot" viewBox="0 0 320 98" role="img" aria-label="{escape(label)}"><g class="bars">{bars}</g>'
+        f'<svg class="plot" viewBox="0 -4 320 102" role="img" aria-label="{escape(label)}"><g class="bars">{bars}</g>'
         f'<path class="ticks" d="{ticks}"/><path class="axis" d="M10 71H310"/>{lines}{marks}{ends}</svg>'
     )
 
