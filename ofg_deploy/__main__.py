@@ -2,4 +2,5 @@
 
 from ofg_deploy.cli import main
 
-main()
+if __name__ == "__main__":  # processes that a batch starts import this file, too
+    main()

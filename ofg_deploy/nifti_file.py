@@ -38,6 +38,7 @@ CHUNK_BYTES = 2**20  # decoded at once: memory stays at the result and this
 
 _ENDINGS = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
 _DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # an exception type in fact
+_MENDING = threading.Lock()
 _NAMES = "a NIfTI image (.nii or .nii.gz) is needed"
 
 
@@ -285,7 +286,10 @@ def _fill(stream: BinaryIO, target: npt.NDArray[Any]) -> None:
 
 @contextmanager
 def _mended() -> Iterator[list[str]]:
-    """Collect what nibabel says about a header; left alone, it prints that to stderr without naming the file."""
+    """Collect what nibabel says about a header; left alone, it prints that to stderr without naming the file.
+
+    One header at a time: the logger does not know whose header it speaks of.
+    """
     lines: list[str] = []
 
     reader = threading.get_ident()
@@ -297,8 +301,9 @@ def _mended() -> Iterator[list[str]]:
             lines.append(record.getMessage())
         return False
 
-    imageglobals.logger.addFilter(collect)
-    try:
-        yield lines
-    finally:
-        imageglobals.logger.removeFilter(collect)
+    with _MENDING:
+        imageglobals.logger.addFilter(collect)
+        try:
+            yield lines
+        finally:
+            imageglobals.logger.removeFilter(collect)

@@ -63,7 +63,7 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) ->
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=_scratch(paths[-1]), dir=folder))
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}") from error
     try:
@@ -81,6 +81,16 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) ->
         for made in missing:  # innermost first; only folders we made and left empty go
             if made.exists() and not any(made.iterdir()):
                 made.rmdir()
+
+
+def _scratch(last: Path) -> str:
+    return f".partial-{hashlib.sha256(last.name.encode()).hexdigest()[:12]}-"
+
+
+def sweep(last: Path) -> None:
+    """Remove what a killed process left half-written of the set that ends with this path. Nobody else may write it."""
+    for scratch in last.parent.glob(f"{_scratch(last)}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -51,6 +51,9 @@ class FakeCuda:
     def cudaGetErrorString(self, error):
         return Error.OK, b"out of memory"
 
+    def cudaSetDevice(self, device):
+        return (Error.OK,) if device == 0 else (Error.OUT_OF_MEMORY,)
+
     def cudaGetDevice(self):
         return Error.OK, 0
 

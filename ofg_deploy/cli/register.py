@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -17,10 +17,21 @@ RuntimeOption = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 @app.command()
 def register(
-    fixed: Annotated[Path, typer.Argument(help="Fixed image (.nii, .nii.gz): the result lies on its grid.")],
-    moving: Annotated[Path, typer.Argument(help="Moving image: it is brought to the fixed one.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="Model or engine made by ofg export.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the outputs.")],
+    fixed: Annotated[
+        Optional[Path], typer.Argument(help="Fixed image (.nii, .nii.gz): the result lies on its grid. Or a folder.")
+    ] = None,
+    moving: Annotated[
+        Optional[Path], typer.Argument(help="Moving image: it is brought to the fixed one. Or a folder.")
+    ] = None,
+    pairs: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="CSV or JSON list with fixed, moving and perhaps name, moving_labels, also, fixed_labels, fixed_mask, "
+            "moving_mask, fixed_points, moving_points, init; paths relative to it, ; between several."
+        ),
+    ] = None,
     init: Annotated[
         Optional[str],
         typer.Option(
@@ -74,36 +85,77 @@ def register(
     ] = False,
     max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,
+    workers: Annotated[int, typer.Option(help="Pairs of a batch under way at once; 0: cores and one more.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Pairs in one run of the network (ONNX Runtime).")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a batch: skip what is done, try again what failed.")
+    ] = False,
+    num_parts: Annotated[int, typer.Option(help="Split a batch into so many parts, and do one.")] = 1,
+    part_id: Annotated[int, typer.Option(help="Which part: 0 to --num-parts - 1.")] = 0,
+    executor: Annotated[
+        Literal["here", "ray"], typer.Option(help="ray: actors on a Ray cluster, one engine each.")
+    ] = "here",
+    address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; as Ray finds it if absent.")] = None,
 ) -> None:
-    """Register FIXED MOVING: warped image, transform (ITK), all that moves with it, and a JSON sidecar."""
+    """Register FIXED MOVING: warped image, transform (ITK), all that moves with it, and a JSON sidecar.
+
+    A batch: --pairs LIST, two folders (by file name), or one image and a folder.
+    """
+    from functools import partial
+
+    from ofg_deploy.batch.command import Running
+    from ofg_deploy.batch.pairs import Part
+    from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
-    from ofg_deploy.serve import command
     from ofg_deploy.serve.job import Job, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
-    job = Job(
-        fixed,
-        moving,
-        out,
-        parse_init(init),
-        tuple(moving_labels or ()),
-        fixed_labels,
-        fill,
-        overwrite,
-        sys.argv,
-        field_format,
-        Refinement.at_most(refine, threads),
-        max_voxels or MAX_VOXELS,
-        grid,
-        fixed_mask,
-        moving_mask,
-        label_interpolation,
-        tuple(also or ()),
-        fixed_points,
-        moving_points,
-        points_frame,
-        inverse,
+    make = partial(
+        Job,
+        init=parse_init(init),
+        fill=fill,
+        overwrite=overwrite,
+        command=sys.argv,
+        field_format=field_format,
+        refinement=Refinement.at_most(refine, threads),
+        max_voxels=max_voxels or MAX_VOXELS,
+        grid=grid,
+        label_interpolation=label_interpolation,
+        points_frame=points_frame,
+        inverse=inverse,
     )
+    beside: dict[str, Any] = {
+        "moving_labels": tuple(moving_labels or ()),
+        "also": tuple(also or ()),
+        "fixed_labels": fixed_labels,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+        "fixed_points": fixed_points,
+        "moving_points": moving_points,
+    }
     if rebuild:
         from ofg_deploy.export.engine import rebuild as rebuild_engine
-    command.register(job, model, device, threads, rebuild_engine if rebuild else None, runtime)
+    how = (model, device, threads, rebuild_engine if rebuild else None, runtime)
+    running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)
+    if pairs is None and (fixed is None or moving is None):
+        raise UsageError("FIXED and MOVING are needed, or a list of them: --pairs")
+    if fixed and moving and not (fixed.is_dir() or moving.is_dir() or pairs):
+        if running != Running():
+            raise UsageError("--workers, --batch-size, --resume, --num-parts and --executor go with a batch")
+        from ofg_deploy.serve import command
+
+        command.register(make(fixed=fixed, moving=moving, out=out, **beside), *how)
+        return
+    from ofg_deploy.batch import command as batch
+    from ofg_deploy.batch.pairs import from_folders, from_list
+    from ofg_deploy.batch.work import Means
+
+    if fixed and moving and not pairs:
+        found = from_folders(fixed, moving, out, make, beside)
+    elif fixed or any(beside.values()):
+        raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
+    else:
+        assert pairs is not None
+        found = from_list(pairs, out, make)
+    means = Means(*how, running.workers_here(), batch_size, out)
+    batch.register(found, out, means, running, sys.argv)

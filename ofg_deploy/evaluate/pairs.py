@@ -9,9 +9,11 @@ from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.nifti import stem
-from ofg_deploy.outputs import read_csv, read_json
+from ofg_deploy.outputs import read_json
+from ofg_deploy.pair_list import read_rows
 
 COLUMNS = ("fixed_labels", "moving_labels", "transform", "fixed", "moving", "fixed_points", "moving_points")
+NEEDED = {"transform": "write identity where there is none"}
 TOGETHER = (("fixed_labels", "moving_labels"), ("fixed_points", "moving_points"))
 
 
@@ -67,29 +69,11 @@ def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
         raise InputError(f"{source} does not exist: give a folder of ofg register, or a CSV or JSON list of pairs")
     if labels is not None:
         raise UsageError("--labels goes with a folder; a list names its label maps in its own columns")
-    return _numbered([_of_row(row, source.parent) for row in _rows(source)])
-
-
-def _rows(source: Path) -> list[dict[str, str]]:
-    if source.suffix.lower() == ".json":
-        rows: Any = read_json(source)
-    else:
-        header, cells = read_csv(source)
-        rows = [dict(zip(header, row, strict=True)) for row in cells]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{source} lists no pair: one row a pair is needed, with columns {', '.join(COLUMNS)}")
-    for number, row in enumerate(rows, start=1):
-        if unknown := {str(column) for column in row} - {*COLUMNS, "name"}:
-            raise InputError(f"{source} has the column {min(unknown)!r}: use name, {', '.join(COLUMNS)}")
-        if "transform" not in row:
-            raise InputError(f"{source} has no 'transform' in row {number}: write identity where there is none")
-        if not all(value is None or isinstance(value, str) for value in row.values()):
-            raise InputError(f"{source}, row {number}: every value must be a path or a name")
-    return rows
+    return _numbered([_of_row(row, source.parent) for row in read_rows(source, COLUMNS, NEEDED)])
 
 
 def _of_row(row: dict[str, str], base: Path) -> Pair:
-    given = {column: value.strip() for column, value in row.items() if value and value.strip()}
+    given = dict(row)
     if given.get("transform", "").lower() == "identity":
         del given["transform"]
     name = given.pop("name", "")
@@ -99,7 +83,8 @@ def _of_row(row: dict[str, str], base: Path) -> Pair:
 
 def _sidecars(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
-    for path in sorted(folder.glob("*.json")):
+    # Named pairs of a batch have folders of their own; what begins with a dot is unfinished.
+    for path in sorted([*folder.glob("*.json"), *folder.glob("[!.]*/*.json")]):
         try:
             record = read_json(path)
         except InputError:  # a file of somebody else's

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Matrix, lattice, same_grid, transform_points
-from ofg_deploy.nifti import Volume, load_image, load_labels, save_volume
+from ofg_deploy.nifti import Volume, save_volume
+from ofg_deploy.outputs import sha256_file
+from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job, numbered
 from ofg_deploy.transform.inverse import InverseMap
 from ofg_deploy.transform.maps import FieldMap
@@ -62,6 +64,7 @@ class Moved:
         return {
             role: {
                 "path": str(carried.source.path.absolute()),
+                "sha256": sha256_file(carried.source.path),
                 "frame": carried.source.frame,
                 "direction": ways[role],
                 "points": int(carried.inside.size),
@@ -75,7 +78,7 @@ class Moved:
         return [line for carried in self.points.values() for line in carried.warnings()]
 
 
-def load(job: Job, fixed: Volume, moving: Volume) -> Companions:
+def load(job: Job, fixed: Volume, moving: Volume, images: Images) -> Companions:
     """Read all that the job names.
 
     Raises:
@@ -83,11 +86,11 @@ def load(job: Job, fixed: Volume, moving: Volume) -> Companions:
     """
 
     def labels(path: Path | None, image: Volume) -> Volume | None:
-        return _on_grid(load_labels(path, job.max_voxels), image) if path else None
+        return _on_grid(images.labels(path, job.max_voxels), image) if path else None
 
     found = Companions(
-        tuple(_on_grid(load_labels(path, job.max_voxels), moving) for path in job.moving_labels),
-        tuple(load_image(path, job.max_voxels) for path in job.also),
+        tuple(_on_grid(images.labels(path, job.max_voxels), moving) for path in job.moving_labels),
+        tuple(images.image(path, job.max_voxels) for path in job.also),
         labels(job.fixed_labels, fixed),
         labels(job.fixed_mask, fixed),
         labels(job.moving_mask, moving),

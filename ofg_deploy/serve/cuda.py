@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,22 @@ def present_gpu() -> Gpu:
         ) from error
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     return Gpu(name.rstrip("\0"), f"sm{properties.major}{properties.minor}")
+
+
+def use_gpu(index: int) -> None:
+    """What this thread does on CUDA happens on that GPU. DeviceError: there is none of that number."""
+    call(_api(), "cudaSetDevice", index)
+
+
+def visible_gpus() -> int:
+    """How many GPUs CUDA shows (CUDA_VISIBLE_DEVICES), asked of the driver: no package is needed. 0 without one."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
 
 
 def call(api: Any, name: str, *arguments: Any) -> Any:

@@ -45,6 +45,7 @@ def open_engine(
     threads: int = 0,
     rebuild: Rebuild | None = None,
     runtime: Runtime | None = None,
+    gpu: int = 0,
 ) -> Engine:
     """Load a model file.
 
@@ -54,6 +55,7 @@ def open_engine(
         rebuild: what to do with a TensorRT engine that does not fit this place; None refuses it.
         runtime: None takes TensorRT for an ``.engine`` and ONNX Runtime, in which exports are checked, for an
             ``.onnx``; ``auto`` is ``runtimes.choose``.
+        gpu: which of those that CUDA shows.
 
     Raises:
         InputError: not a model of ours. DeviceError: the device or runtime is not there as asked.
@@ -74,11 +76,11 @@ def open_engine(
     if path.suffix == ".engine":
         from ofg_deploy.serve.tensorrt import TensorRTEngine
 
-        return TensorRTEngine(path, device, rebuild)
+        return TensorRTEngine(path, device, rebuild, gpu)
     if runtime == "openvino":
         from ofg_deploy.serve.openvino import OpenVinoEngine
 
         return OpenVinoEngine(path, device, threads)
     from ofg_deploy.serve.onnx_runtime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(path, device, threads)
+    return OnnxRuntimeEngine(path, device, threads, gpu)

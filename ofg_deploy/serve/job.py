@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ofg_deploy.transform.points import PointsFrame
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
 
 DIALECTS: tuple[Dialect, ...] = ("ants", "itk-h5", "fsl", "l2r", "voxelmorph")  # beside itk; the roles of their files
+ONE_FILE = ("fixed_labels", "fixed_mask", "moving_mask", "fixed_points", "moving_points")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,29 @@ class Job:
         """Raises UsageError where there is a mask and nothing that it could restrict."""
         if (self.fixed_mask or self.moving_mask) and init not in IMAGE_BASED:
             raise UsageError(f"a mask restricts what the start looks at, and --init {init} looks at no voxel: drop it")
+
+    def options(self) -> dict[str, Any]:
+        """What decides the results beside the inputs, the start and the model; as JSON has it."""
+        return {
+            "fill": self.fill,
+            "format": self.field_format,
+            "refine": self.refinement.optimiser.steps if self.refinement else 0,
+            "grid": list(self.grid) if self.grid else None,
+            "label_interpolation": self.label_interpolation,
+            "points_frame": self.points_frame,
+            "inverse": self.inverse,
+        }
+
+    def inputs(self) -> dict[str, Path]:
+        """Every image and table that is read, by its role in the sidecar."""
+        given = {
+            "fixed": self.fixed,
+            "moving": self.moving,
+            **{numbered("moving_labels", n): path for n, path in enumerate(self.moving_labels, start=1)},
+            **{numbered("also", n): path for n, path in enumerate(self.also, start=1)},
+            **{role: getattr(self, role) for role in ONE_FILE},
+        }
+        return {role: path for role, path in given.items() if path is not None}
 
     def outputs(self, init: Init | Path) -> dict[str, Path]:
         """Final path of each output; the sidecar comes last because it marks the set as complete."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import DeviceError, InputError
+from ofg_deploy.errors import DeviceError, InputError, UsageError
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import read_model
 
@@ -22,7 +22,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxRuntimeEngine:
     """See ``serve.engine.Engine``."""
 
-    def __init__(self, path: Path, device: Device, threads: int) -> None:
+    def __init__(self, path: Path, device: Device, threads: int, gpu: int = 0) -> None:
         sealed = read_model(path)
         try:
             import onnxruntime
@@ -40,7 +40,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(sealed.content, options, providers=[wanted])
+            self._session = onnxruntime.InferenceSession(
+                sealed.content, options, providers=[(wanted, {"device_id": str(gpu)} if device == "cuda" else {})]
+            )
         except Exception as error:  # its exception types share no base class
             if device == "cpu" and sealed.contract.precision == "bf16":
                 raise DeviceError(
@@ -60,6 +62,14 @@ class OnnxRuntimeEngine:
     def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """See ``Engine.predict``."""
         return self.run(moving, fixed)["field"]
+
+    def predict_several(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
+        """(N, X, Y, Z) twice -> (N, 3, X, Y, Z). UsageError: a model of one pair at a time, or not on this grid."""
+        if self._session.get_inputs()[0].shape[0] == 1:
+            raise UsageError("this model takes one pair at a time: leave --batch-size out, or export it again")
+        self.contract.on_grid(moving.shape[1:])
+        fields: Field = self._session.run(["field"], {"moving": moving[:, None], "fixed": fixed[:, None]})[0]
+        return fields
 
     def run(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> dict[str, Field]:
         """Every output of the contract by name, as (channels, X, Y, Z). UsageError: a grid it does not take."""

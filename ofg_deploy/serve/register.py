@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
+from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
-from ofg_deploy.nifti import Volume, load_image, save_transform, save_volume
+from ofg_deploy.nifti import Volume, save_transform, save_volume
 from ofg_deploy.outputs import check_writable, staged, to_json
 from ofg_deploy.preprocess import Init, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
 from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
+from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import compare_labels, measure
 from ofg_deploy.serve.refinement import Refined, refine
@@ -25,6 +28,8 @@ from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
 from ofg_deploy.transform.maps import FieldMap
+
+Align = Callable[[Start, Volume, Volume], Matrix]  # a start, fixed, moving -> (4, 4) moving_from_fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +78,15 @@ def register(job: Job, engine: Engine) -> Result:
     return finish(prepared, predict(engine, prepared), engine)
 
 
-def prepare(job: Job, contract: Contract) -> Prepared:
-    """Read all that the job names, bring the pair onto the network's grid; needs no engine. Raises as ``register``."""
+def prepare(
+    job: Job, contract: Contract, images: Images | None = None, align: Align = Start.moving_from_fixed
+) -> Prepared:
+    """Read all that the job names and bring the pair onto the network's grid; needs no engine. Raises as ``register``.
+
+    Args:
+        images: where they are read; a batch keeps those that pairs share.
+        align: what carries out a start; a batch has processes for it.
+    """
     expects = contract.on_grid(job.grid)
     init = job.init or expects.init
     job.check_masks(init)
@@ -83,12 +95,15 @@ def prepare(job: Job, contract: Contract) -> Prepared:
         job.refinement.check_grid(expects.shape)
     check_writable(list(outputs.values()), job.overwrite)
     clock = Clock()
+    images = images or Images()
     with clock("read"):
-        fixed, moving = (load_image(path, job.max_voxels) for path in (job.fixed, job.moving))
-        beside = companions.load(job, fixed, moving)
+        fixed, moving = (images.image(path, job.max_voxels) for path in (job.fixed, job.moving))
+        beside = companions.load(job, fixed, moving, images)
         dialects.check_images(job.field_format, job.fixed, fixed.grid, job.moving, moving.grid)
     with clock("prepare"):
-        pair = prepare_pair(fixed, moving, expects, _start(init, beside))
+        start = _start(init, beside)
+        known = replace(start, matrix=align(start, fixed, moving))
+        pair = prepare_pair(fixed, moving, expects, known)
     return Prepared(job, init, outputs, fixed, moving, beside, pair, clock)
 
 
@@ -96,9 +111,13 @@ def predict(engine: Engine, prepared: Prepared) -> Field:
     """The network's field, (3, X, Y, Z) voxels of its grid. Raises InputError where it is not finite or not there."""
     pair = prepared.pair
     with prepared.clock("network"):
-        field_vox = engine.predict(pair.moving, pair.fixed)
-        if field_vox.shape != (3, *pair.grid.shape) or not np.isfinite(field_vox).all():
-            raise InputError(f"the model's field {field_vox.shape} is not finite or not on its grid {pair.grid.shape}")
+        return checked(engine.predict(pair.moving, pair.fixed), pair)
+
+
+def checked(field_vox: Field, pair: PreparedPair) -> Field:
+    """The field as it is. Raises InputError where it is not finite or not on the pair's grid."""
+    if field_vox.shape != (3, *pair.grid.shape) or not np.isfinite(field_vox).all():
+        raise InputError(f"the model's field {field_vox.shape} is not finite or not on its grid {pair.grid.shape}")
     return field_vox
 
 

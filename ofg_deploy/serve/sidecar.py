@@ -48,6 +48,7 @@ def record(
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": job.command,
+        "options": job.options(),
         "inputs": {role: describe(volume) for role, volume in inputs.items()},
         "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},

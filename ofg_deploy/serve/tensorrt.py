@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError
 from ofg_deploy.field import Field
-from ofg_deploy.serve.cuda import Gpu, Session, present_gpu
+from ofg_deploy.serve.cuda import Gpu, Session, present_gpu, use_gpu
 from ofg_deploy.serve.engine_file import (
     CHANNELS,
     EngineRecord,
@@ -119,23 +119,26 @@ class TensorRTEngine:
 
     Args:
         rebuild: builds the engine again for this place from the ONNX beside it; None refuses one that does not fit.
+        gpu: which of those that CUDA shows.
 
     Raises:
         InputError: no engine of ours.
         DeviceError: no GPU, no TensorRT, or an engine that does not fit and may not or cannot be rebuilt.
     """
 
-    def __init__(self, path: Path, device: Device, rebuild: Rebuild | None = None) -> None:
+    def __init__(self, path: Path, device: Device, rebuild: Rebuild | None = None, gpu: int = 0) -> None:
         record = read_record(path)
         if device == "cpu":
             raise DeviceError(f"{path} runs on CUDA alone: give --device cuda, or the .onnx model for --device cpu")
-        gpu = present_gpu()
+        self._gpu = gpu
+        use_gpu(gpu)
+        here = present_gpu()
         plan = path.read_bytes()
-        problems = self._problems(path, plan, record, gpu)
+        problems = self._problems(path, plan, record, here)
         if problems and rebuild:
             rebuild(path, record, problems)
             record, plan = read_record(path), path.read_bytes()
-            problems = self._problems(path, plan, record, gpu)
+            problems = self._problems(path, plan, record, here)
         if problems:
             raise DeviceError(f"{path} does not fit: {'; '.join(problems)}: add --rebuild or export it again")
         trt = find_module(record.module)
@@ -143,7 +146,7 @@ class TensorRTEngine:
         self.contract = record.contract
         self.model_sha256 = record.engine_sha256
         self.runtime = str(trt)
-        self.provider = f"{gpu.name} ({gpu.capability})"
+        self.provider = f"{here.name} ({here.capability})"
         self._open(trt, plan, path, record)
 
     @staticmethod
@@ -185,6 +188,7 @@ class TensorRTEngine:
 
     def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """See ``Engine.predict``."""
+        use_gpu(self._gpu)  # a setting of the thread, and pairs of a batch come from many
         given = {"moving": moving, "fixed": fixed}
         held = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in given.items()}
         for name, value in held.items():

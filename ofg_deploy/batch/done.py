@@ -1,0 +1,58 @@
+"""What ``--resume`` goes by: whether a pair's results are there, and made from the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy import __version__
+from ofg_deploy.errors import InputError
+from ofg_deploy.outputs import read_json, sha256_file
+from ofg_deploy.serve.engine import Engine
+from ofg_deploy.serve.job import Job
+
+
+def is_done(job: Job, engine: Engine) -> bool:
+    """All results of the job are there, and a registration now would give the same.
+
+    Raises:
+        InputError: there are results, but of other inputs, options, start, model, runtime or version.
+    """
+    init = job.init or engine.contract.on_grid(job.grid).init
+    outputs = job.outputs(init)
+    if not outputs["sidecar"].exists():
+        return False
+    try:
+        others = differences(job, engine, read_json(outputs["sidecar"]))
+    except (InputError, KeyError, TypeError, AttributeError):
+        others = ["sidecar"]
+    if others:
+        raise InputError(
+            f"{outputs['sidecar']} was made from or by another {', '.join(others)}: choose another output, or redo it "
+            "with --overwrite"
+        )
+    return all(path.exists() for path in outputs.values())
+
+
+def differences(job: Job, engine: Engine, record: dict[str, Any]) -> list[str]:
+    """In what a sidecar's registration differs from this one, in words. Raises KeyError and the like for no sidecar."""
+    init = job.init or engine.contract.on_grid(job.grid).init
+    given = {role: _digest(path) for role, path in job.inputs().items()}
+    told = {role: entry["sha256"] for part in ("inputs", "points") for role, entry in record.get(part, {}).items()}
+    same = {
+        "version of this tool": record["version"] == __version__,
+        "model": record["model"]["sha256"] == engine.model_sha256,
+        "runtime": (record["runtime"]["name"], record["runtime"]["provider"]) == (engine.runtime, engine.provider),
+        "start": (_digest(init) if isinstance(init, Path) else init) == record["start"].get("sha256", record["init"]),
+        "option": record["options"] == job.options(),
+        **{role: given.get(role) == told.get(role) for role in sorted({*given, *told})},
+    }
+    return [name for name, alike in same.items() if not alike]
+
+
+def _digest(path: Path) -> str | None:
+    """None for a file that cannot be read."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return None

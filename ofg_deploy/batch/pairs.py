@@ -1,0 +1,190 @@
+"""Which pairs a batch has: a list, two folders, or one image and a folder; and where the results of each go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.nifti import stem
+from ofg_deploy.pair_list import read_rows
+from ofg_deploy.serve.job import ONE_FILE, Job, parse_init
+
+SEVERAL = ("moving_labels", "also")  # columns that hold several paths, with ; between them
+COLUMNS = ("fixed", "moving", *SEVERAL, *ONE_FILE, "init")
+NEEDED = {column: "every pair has both" for column in ("fixed", "moving")}
+Make = Callable[..., Job]
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One registration of a batch.
+
+    Attributes:
+        name: unique in the batch.
+        job: what to do; all paths absolute.
+    """
+
+    name: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which share of a batch this run does: every ``count``-th pair, beginning with number ``index``.
+
+    Raises:
+        UsageError: no such part.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise UsageError(
+                f"--part-id {self.index} of --num-parts {self.count}: parts are numbered 0 to --num-parts - 1"
+            )
+
+    def of(self, pairs: list[Pair]) -> list[Pair]:
+        """Its pairs. Those of all parts together are all, and no pair is in two."""
+        return pairs[self.index :: self.count]
+
+    def file(self, out: Path, name: str) -> Path:
+        """Its own file of that name: parts write side by side."""
+        end = "" if self.count == 1 else f"_part-{self.index}-of-{self.count}"
+        return out / f"{Path(name).stem}{end}{Path(name).suffix}"
+
+
+def from_list(source: Path, out: Path, make: Make) -> list[Pair]:
+    """Pairs of a CSV or JSON list; its paths are relative to it.
+
+    Columns are ``COLUMNS`` and ``name``. Results of a named pair go into a folder of that name, of the others into
+    the folder of the batch; files are called as for a single pair.
+
+    Args:
+        out: folder of the batch.
+        make: a job from its files, its folder and perhaps its start; all other options are in it.
+
+    Raises:
+        InputError: not such a list, or two pairs whose results would be called the same.
+        UsageError: what a row asks for makes no sense.
+    """
+    pairs = []
+    for number, row in enumerate(read_rows(source, COLUMNS, NEEDED), start=1):
+        where = f"{source}, row {number}"
+        given: dict[str, Any] = dict(row)
+        name = given.pop("name", "")
+        if name and not NAME.fullmatch(name):
+            raise InputError(f"{where}: {name!r} is no name for a folder: use letters, digits and _ . + -")
+        if missing := {"fixed", "moving"} - given.keys():
+            raise InputError(f"{where} has no {min(missing)} image: {NEEDED['fixed']}")
+        if "init" in given:
+            start = parse_init(given["init"])
+            given["init"] = (source.parent / start).absolute() if isinstance(start, Path) else start
+        for column in set(COLUMNS) & given.keys() - {"init"}:
+            paths = tuple((source.parent / text.strip()).absolute() for text in given[column].split(";"))
+            given[column] = paths if column in SEVERAL else (source.parent / given[column]).absolute()
+        try:
+            pairs.append(_pair(make(out=(out / name).absolute(), **given), name))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+    return _unique(pairs, "a name in the column 'name' gives a pair a folder of its own")
+
+
+def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[str, Any]) -> list[Pair]:
+    """Pairs of two folders by file name, or one image with every image of a folder.
+
+    What goes with an image (label maps, masks, points, more channels) is a folder too, whose files are named like the
+    image; or, on the side where there is one image alone, a file.
+
+    Args:
+        out, make: as ``from_list``.
+        beside: what goes with the images, by field of ``Job``.
+
+    Raises:
+        InputError: an image without its counterpart, or two pairs whose results would be called the same.
+        UsageError: a file where a folder is needed.
+    """
+    sides = {"fixed": fixed, "moving": moving}
+    found = {side: _images(path) for side, path in sides.items() if path.is_dir()}
+    if len(found) == 2:
+        for here, there in (("fixed", "moving"), ("moving", "fixed")):
+            if alone := sorted(found[here].keys() - found[there].keys()):
+                raise InputError(
+                    f"{len(alone)} of the {len(found[here])} images in {sides[here]} have none of the same name in "
+                    f"{sides[there]}, the first: {found[here][alone[0]].name}: match them, or list them with --pairs"
+                )
+    names = sorted(next(iter(found.values())))
+    pairs = []
+    for name in names:
+        image = {side: found[side][name] if side in found else path.absolute() for side, path in sides.items()}
+        files: dict[str, Any] = {}
+        for role in (role for role in ONE_FILE if beside.get(role)):
+            side = role.split("_")[0]
+            files[role] = _beside(beside[role], image[side], role, side in found)
+        for role in SEVERAL:
+            files[role] = tuple(_beside(p, image["moving"], role, "moving" in found) for p in beside.get(role, ()))
+        pairs.append(_pair(make(**image, **files, out=out.absolute()), ""))
+    return _unique(pairs, "list them with --pairs and a column 'name', which gives a pair a folder of its own")
+
+
+def shared(pairs: Iterable[Pair]) -> set[Path]:
+    """Files that more than one pair reads."""
+    seen: set[Path] = set()
+    often: set[Path] = set()
+    for pair in pairs:
+        files = set(pair.job.inputs().values())
+        often |= seen & files
+        seen |= files
+    return often
+
+
+def _pair(job: Job, name: str) -> Pair:
+    return Pair(name or job.outputs("affine")["sidecar"].stem, job)
+
+
+def _unique(pairs: list[Pair], advice: str) -> list[Pair]:
+    """Raises InputError where two pairs would write the same file, also where large and small letters are one."""
+    writers: dict[str, Pair] = {}
+    for pair in pairs:
+        for path in pair.job.outputs("affine").values():
+            if (other := writers.setdefault(str(path).casefold(), pair)) is not pair:
+                raise InputError(
+                    f"{path} would be the result of two pairs, {other.job.moving} on {other.job.fixed} and "
+                    f"{pair.job.moving} on {pair.job.fixed}: {advice}"
+                )
+    return pairs
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """NIfTI files of a folder by name without ending."""
+    try:
+        found = sorted(path for path in folder.iterdir() if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    names: dict[str, Path] = {}
+    for path in found:
+        if (other := names.setdefault(stem(path), path)) is not path:
+            raise InputError(f"{folder} has both {other.name} and {path.name}: remove one, or list pairs with --pairs")
+    if not names:
+        raise InputError(f"{folder} holds no NIfTI image (.nii or .nii.gz)")
+    return {name: path.absolute() for name, path in names.items()}
+
+
+def _beside(given: Path, image: Path, role: str, many: bool) -> Path:
+    option = f"--{role.replace('_', '-')}"
+    if not given.is_dir():
+        if many:
+            raise UsageError(f"{option} {given}: a folder is needed, with a file for each image")
+        return given.absolute()
+    ending = ".csv" if role.endswith("points") else ""
+    wanted = [stem(image) + ending] if ending else [image.name, f"{stem(image)}.nii.gz", f"{stem(image)}.nii"]
+    for name in wanted:
+        if (path := given / name).exists():
+            return path.absolute()
+    raise InputError(f"{option} {given} has no {wanted[0]} for the image {image}")

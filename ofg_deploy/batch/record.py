@@ -1,0 +1,119 @@
+"""What a batch leaves beside its results: ``batch.json``, all pairs and what became of them, and ``failures.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy import __version__
+from ofg_deploy.batch.pairs import Pair, Part
+from ofg_deploy.batch.work import Outcome, Status
+from ofg_deploy.outputs import sweep, to_json, write_bytes
+
+SCHEMA = 1
+EVERY_S = 10.0  # a record of a thousand pairs is not written anew after each of them
+
+
+@dataclass
+class Record:
+    """The state of a batch, or of this part of it; written when it begins, now and then, and when it ends.
+
+    Attributes:
+        out: folder of the batch.
+        pairs: those of this part.
+        part: which part.
+        command: as typed.
+        facts: of the model, the runtime and the executor.
+    """
+
+    out: Path
+    pairs: list[Pair]
+    part: Part
+    command: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _start: float = field(default_factory=time.monotonic)
+    _written: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """``batch.json``, with its number where it is a part."""
+        return self.part.file(self.out, "batch.json")
+
+    @property
+    def failures_path(self) -> Path:
+        """There where a pair failed: its name, the error in one line, the exit code of its kind."""
+        return self.part.file(self.out, "failures.csv")
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._start
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """In the order of the pairs."""
+        found = (self.outcomes.get(pair.name) for pair in self.pairs)
+        return [outcome for outcome in found if outcome and outcome.status == "failed"]
+
+    def counts(self) -> dict[Status, int]:
+        """Pairs by status."""
+        found = Counter(outcome.status for outcome in self.outcomes.values())
+        of: dict[Status, int] = {status: found[status] for status in ("done", "skipped", "failed")}
+        return {**of, "pending": len(self.pairs) - sum(of.values())}
+
+    def begin(self) -> None:
+        """Clear away what a killed run left of these files; write the first record."""
+        for path in (self.path, self.failures_path):
+            sweep(path)
+        self.write()
+
+    def add(self, outcome: Outcome) -> None:
+        """Note what became of a pair."""
+        self.outcomes[outcome.name] = outcome
+        if time.monotonic() - self._written > EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Both files as things stand. Raises InputError where they cannot be written."""
+        if self.failed:
+            table = io.StringIO()
+            rows = csv.writer(table, lineterminator="\n")
+            rows.writerow(("pair", "error", "exit_code"))
+            rows.writerows((outcome.name, outcome.error, outcome.exit_code) for outcome in self.failed)
+            write_bytes(self.failures_path, table.getvalue().encode())
+        else:
+            self.failures_path.unlink(missing_ok=True)
+        write_bytes(self.path, to_json(self.content()).encode())
+        self._written = time.monotonic()
+
+    def content(self) -> dict[str, Any]:
+        """Of ``batch.json``."""
+        return {
+            "schema": SCHEMA,
+            "tool": "ofg_deploy",
+            "kind": "batch",
+            "version": __version__,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": self.command,
+            "part": {"id": self.part.index, "of": self.part.count},
+            **self.facts,
+            "counts": self.counts(),
+            "seconds": round(self.seconds, 3),
+            "pairs": [self._row(pair) for pair in self.pairs],
+        }
+
+    def _row(self, pair: Pair) -> dict[str, Any]:
+        outcome = self.outcomes.get(pair.name)
+        sidecar = pair.job.outputs("affine")["sidecar"].relative_to(self.out).as_posix()
+        row = {"name": pair.name, "fixed": str(pair.job.fixed), "moving": str(pair.job.moving), "sidecar": sidecar}
+        if outcome is None:
+            return row | {"status": "pending"}
+        failed = {"error": outcome.error, "exit_code": outcome.exit_code} if outcome.status == "failed" else {}
+        return row | {"status": outcome.status, "seconds": outcome.seconds, "warnings": list(outcome.warnings)} | failed

@@ -1,0 +1,38 @@
+"""Lists of pairs, CSV or JSON, read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy.errors import InputError
+from ofg_deploy.outputs import read_csv, read_json
+
+
+def read_rows(source: Path, columns: tuple[str, ...], needed: dict[str, str]) -> list[dict[str, str]]:
+    """Rows by column, as text without spaces around it; what is empty is absent.
+
+    Args:
+        source: CSV with a header, or JSON (by its name): a list of objects whose values are text.
+        columns: those there may be, beside ``name``. Others are refused: a mistyped one would be taken for absent.
+        needed: columns each row must have, if only empty, and what to write there.
+
+    Raises:
+        InputError: not such a list, or nothing in it.
+    """
+    if source.suffix.lower() == ".json":
+        rows: Any = read_json(source)
+    else:
+        header, cells = read_csv(source)
+        rows = [dict(zip(header, row, strict=True)) for row in cells]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{source} lists no pair: one row a pair is needed, with columns {', '.join(columns)}")
+    for number, row in enumerate(rows, start=1):
+        if unknown := {str(column) for column in row} - {*columns, "name"}:
+            raise InputError(f"{source} has the column {min(unknown)!r}: use name, {', '.join(columns)}")
+        for column, advice in needed.items():
+            if column not in row:
+                raise InputError(f"{source} has no {column!r} in row {number}: {advice}")
+        if not all(value is None or isinstance(value, str) for value in row.values()):
+            raise InputError(f"{source}, row {number}: every value must be a path or a name")
+    return [{column: value.strip() for column, value in row.items() if value and value.strip()} for row in rows]

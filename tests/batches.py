@@ -1,0 +1,51 @@
+"""What the tests of batches share: subjects in files, and results compared but for what may differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ofg_deploy.geometry import Grid
+
+MAY_DIFFER = ("created", "seconds", "command")  # between two runs of the same
+
+
+def write_subjects(folder: Path, count: int, make_grid: Callable[..., Grid], world_image: Callable[..., Any]) -> Path:
+    """``count`` images of one anatomy, each shifted by its own amount and on its own oblique grid: s0.nii.gz, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    orientations = ("oblique", "left-handed", "LPS", "oblique-permuted")
+    for number in range(count):
+        grid = make_grid(orientations[number % 4], (18 + number % 3, 17, 16), (3.5, 4.1, 3.8), (1.0, -2.0, number % 5))
+        shift = np.eye(4)
+        shift[:3, 3] = (number % 7 - 3, 2 - number % 5, 0.5 * number)
+        nib.save(nib.Nifti1Image(world_image(grid, shift), grid.world_from_vox), folder / f"s{number}.nii.gz")
+    return folder
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Every file below a folder by relative path: bytes, or the record without what may differ; no batch record."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_dir() or name.startswith(("batch", "failures")):
+            continue
+        if path.suffix == ".json":
+            record = json.loads(path.read_text())
+            record.get("refinement", {}).pop("seconds", None)
+            found[name] = {k: v for k, v in record.items() if k not in MAY_DIFFER}
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def batch_record(out: Path) -> dict[str, Any]:
+    return json.loads((out / "batch.json").read_text())
+
+
+def statuses(out: Path) -> dict[str, str]:
+    return {pair["name"]: pair["status"] for pair in batch_record(out)["pairs"]}

@@ -1,0 +1,41 @@
+"""Runs ``ofg`` and kills this process, as the kernel would, at a certain point of the third pair.
+
+Arguments: the point, then those of ``ofg``. Prints the processes it had started.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from ofg_deploy.transform import dialects
+
+
+def killing(whole: Any, number: int) -> Any:
+    """``whole``, until the so manieth call is done."""
+    calls = []
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        done = whole(*arguments, **named)
+        calls.append(1)
+        if len(calls) == number:
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    return once
+
+
+if __name__ == "__main__":
+    from ofg_deploy.cli import main
+
+    point = sys.argv.pop(1)
+    if point == "half-written":
+        dialects.write = killing(dialects.write, 3)
+    else:  # files are moved to their places: the record of the batch, then four files of each pair
+        Path.replace = killing(Path.replace, 1 + 4 + 4 + 2)  # type: ignore[method-assign]
+    main()

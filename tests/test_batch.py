@@ -1,0 +1,423 @@
+"""A batch gives what single commands give, whatever the workers; one bad pair does not stop it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from batches import batch_record, results, statuses, write_subjects
+
+from ofg_deploy.batch import work
+from ofg_deploy.batch.aligners import Aligners
+from ofg_deploy.batch.command import Running, register
+from ofg_deploy.batch.pairs import from_folders
+from ofg_deploy.batch.work import Means
+from ofg_deploy.errors import DeviceError, InputError, Interrupted
+from ofg_deploy.nifti import load_image
+from ofg_deploy.preprocess import Start
+from ofg_deploy.serve.engine import open_engine
+from ofg_deploy.serve.images import Images
+from ofg_deploy.serve.job import Job
+
+GAINS = {"gain_moving": (1.5, -0.7, 0.9), "gain_fixed": (-0.4, 1.1, 0.6)}  # the field depends on both images
+
+
+@pytest.fixture
+def images(tmp_path, make_grid, world_image) -> Path:
+    return write_subjects(tmp_path / "images", 5, make_grid, world_image)
+
+
+@pytest.fixture
+def atlas(images) -> Path:
+    return (images / "s0.nii.gz").rename(images.parent / "atlas.nii.gz")
+
+
+def test_one_atlas_to_many_gives_what_single_commands_give(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    model = tiny_model(**GAINS).path
+    common = ["-m", model, "--threads", "1", "--refine", "2", "--inverse"]
+    code, out, err = run_cli(["register", atlas, images, "-o", tmp_path / "batch", *common, "--workers", "3"])
+    assert (code, err) == (0, "")
+    assert "4 of 4 pairs done" in out
+    for moving in sorted(images.iterdir()):
+        code, _, _ = run_cli(["register", atlas, moving, "-o", tmp_path / "single", *common])
+        assert code == 0
+    found, single = results(tmp_path / "batch"), results(tmp_path / "single")
+    assert found.keys() == single.keys()
+    assert len(found) == 4 * 4  # warped, transform, inverse, sidecar
+    assert found == single
+    assert len({found[f"s{n}_to_atlas_Warp.nii.gz"] for n in range(1, 5)}) == 4
+    assert statuses(tmp_path / "batch") == {f"s{n}_to_atlas": "done" for n in range(1, 5)}
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
+@pytest.mark.parametrize("init", ["none", "rigid"])
+def test_same_bits_with_any_workers(tmp_path, images, atlas, tiny_model, run_cli, init) -> None:
+    model = tiny_model(**GAINS).path
+    for workers in (1, 3):
+        arguments = ["register", atlas, images, "-m", model, "-o", tmp_path / str(workers), "--init", init]
+        assert run_cli([*arguments, "--workers", workers])[0] == 0
+    assert results(tmp_path / "1") == results(tmp_path / "3")
+    assert len(results(tmp_path / "1")) == 4 * (3 if init == "none" else 4)
+
+
+def test_starts_found_in_other_processes_are_those_found_here(images) -> None:
+    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    aligners = Aligners(1)
+    try:
+        there = aligners.align(Start("affine"), fixed, moving)
+    finally:
+        aligners.close()
+    here = Start("affine").moving_from_fixed(fixed, moving)
+    assert not np.array_equal(here, np.eye(4))
+    np.testing.assert_array_equal(there, here)
+
+
+def test_two_folders_and_companions(
+    tmp_path, images, make_grid, world_image, world_labels, tiny_model, run_cli
+) -> None:
+    fixed = write_subjects(tmp_path / "fixed", 5, make_grid, lambda grid, _: world_image(grid))
+    (tmp_path / "labels").mkdir()
+    for path in images.iterdir():
+        image = nib.load(path)
+        data = (np.asarray(image.dataobj) > 250).astype(np.int16)
+        nib.save(nib.Nifti1Image(data, image.affine), tmp_path / "labels" / path.name)
+    arguments = ["register", fixed, images, "-m", tiny_model().path, "-o", tmp_path / "out"]
+    code, _, err = run_cli([*arguments, "--moving-labels", tmp_path / "labels"])
+    assert (code, err) == (0, "")
+    for number in range(5):
+        record = json.loads((tmp_path / f"out/s{number}_to_s{number}.json").read_text())
+        assert record["inputs"]["fixed"]["path"] == str(fixed / f"s{number}.nii.gz")
+        assert record["inputs"]["moving"]["path"] == str(images / f"s{number}.nii.gz")
+        assert record["inputs"]["moving_labels"]["path"] == str(tmp_path / f"labels/s{number}.nii.gz")
+        assert (tmp_path / f"out/s{number}_to_s{number}_warped_labels.nii.gz").exists()
+    (fixed / "s3.nii.gz").unlink()
+    code, _, err = run_cli([*arguments, "--overwrite"])
+    assert code == 3
+    assert "1 of the 5 images" in err
+    assert "s3.nii.gz" in err
+
+
+def test_list_with_names_and_columns(tmp_path, images, tiny_model, run_cli) -> None:
+    (images / "p.csv").write_text("x,y,z\n1,2,3\n")
+    rows = [
+        ["name", "fixed", "moving", "init", "also", "moving_points"],
+        ["one", "images/s0.nii.gz", "images/s1.nii.gz", "", "images/s2.nii.gz; images/s3.nii.gz", "images/p.csv"],
+        ["two", "images/s0.nii.gz", "images/s1.nii.gz", "header", "", ""],
+    ]
+    source = tmp_path / "pairs.csv"
+    source.write_text("".join(",".join(row) + "\n" for row in rows))
+    code, _, err = run_cli(["register", "--pairs", source, "-m", tiny_model().path, "-o", tmp_path / "out"])
+    assert (code, err) == (0, "")
+    one, two = (json.loads((tmp_path / f"out/{name}/s1_to_s0.json").read_text()) for name in ("one", "two"))
+    assert (one["init"], two["init"]) == ("none", "header")
+    assert one["inputs"]["also_2"]["path"] == str(images / "s3.nii.gz")
+    assert (tmp_path / "out/one/s1_to_s0_warped_s2.nii.gz").exists()
+    assert (tmp_path / "out/one/s1_to_s0_moving_points_in_fixed.csv").exists()
+    assert [pair["sidecar"] for pair in batch_record(tmp_path / "out")["pairs"]] == [
+        "one/s1_to_s0.json",
+        "two/s1_to_s0.json",
+    ]
+    # ofg eval finds the pairs in their folders
+    code, _, err = run_cli(["eval", tmp_path / "out", "-o", tmp_path / "scores"])
+    assert (code, err) == (0, "")
+    with (tmp_path / "scores/results.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 2
+
+
+BAD_LISTS = {
+    "column": ("fixed,moving,movingg_labels\na.nii,b.nii,c.nii\n", "movingg_labels"),
+    "no moving": ("fixed,moving\na.nii,\n", "row 1 has no moving image"),
+    "no column": ("fixed\na.nii\n", "no 'moving' in row 1"),
+    "name": ("name,fixed,moving\n../x,a.nii,b.nii\n", "no name for a folder"),
+    "same results": ("fixed,moving\nA/a.nii,b.nii\nB/a.nii,b.nii\n", "column 'name'"),
+    "same but for letters": ("fixed,moving\na.nii,b.nii\nA.nii,b.nii\n", "two pairs"),
+    "same name": ("name,fixed,moving\nx,a.nii,b.nii\nx,a.nii,b.nii\n", "two pairs"),
+    "empty": ("fixed,moving\n", "lists no pair"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_list_is_refused_before_anything(tmp_path, tiny_model, run_cli, case) -> None:
+    text, said = BAD_LISTS[case]
+    (tmp_path / "pairs.csv").write_text(text)
+    code, _, err = run_cli(
+        ["register", "--pairs", tmp_path / "pairs.csv", "-m", tiny_model().path, "-o", tmp_path / "out"]
+    )
+    assert code == 3
+    assert err.count("\n") == 1
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_make_no_sense(tmp_path, images, tiny_model, run_cli) -> None:
+    common = ["-m", tiny_model().path, "-o", tmp_path / "out"]
+    one, two = images / "s0.nii.gz", images / "s1.nii.gz"
+    (tmp_path / "pairs.csv").write_text(f"fixed,moving\n{one},{two}\n")
+    for arguments, said in (
+        ([one], "FIXED and MOVING are needed"),
+        ([one, two, "--resume"], "go with a batch"),
+        ([one, "--pairs", tmp_path / "pairs.csv"], "the list names all files"),
+        ([one, images, "--moving-labels", one], "a folder is needed"),
+        ([one, images, "--num-parts", "2", "--part-id", "2"], "numbered 0 to"),
+        ([one, images, "--workers", "-1"], "--workers -1"),
+        ([one, images, "--batch-size", "0"], "--batch-size 0"),
+        ([one, images, "--address", "somewhere:1"], "--executor ray"),
+    ):
+        code, _, err = run_cli(["register", *arguments, *common])
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_pairs_are_rows_and_the_rest_goes_on(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    (images / "s2.nii.gz").write_bytes((images / "s2.nii.gz").read_bytes()[:-40])
+    nan = nib.load(images / "s3.nii.gz")
+    data = np.asarray(nan.dataobj).copy()
+    data[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(data, nan.affine), images / "s3.nii.gz")
+    arguments = ["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "out"]
+    code, _, err = run_cli(arguments)
+    assert code == 6
+    assert "2 of 4 pairs failed" in err
+    assert statuses(tmp_path / "out") == {
+        "s1_to_atlas": "done",
+        "s2_to_atlas": "failed",
+        "s3_to_atlas": "failed",
+        "s4_to_atlas": "done",
+    }
+    with (tmp_path / "out/failures.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["pair"] for row in rows] == ["s2_to_atlas", "s3_to_atlas"]
+    assert {row["exit_code"] for row in rows} == {"3"}
+    assert "truncated" in rows[0]["error"]
+    assert "1 NaN" in rows[1]["error"]
+    assert not list((tmp_path / "out").glob("s2_*"))
+    data[3, 4, 5] = 7.0  # mended, and tried again
+    nib.save(nib.Nifti1Image(data, nan.affine), images / "s3.nii.gz")
+    assert run_cli([*arguments, "--resume"])[0] == 6
+    assert list(statuses(tmp_path / "out").values()) == ["skipped", "failed", "done", "skipped"]
+    (images / "s2.nii.gz").unlink()
+    assert run_cli([*arguments, "--resume"])[0] == 0
+    assert not (tmp_path / "out/failures.csv").exists()
+
+
+def test_parts_are_disjoint_and_complete(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    arguments = ["register", atlas, images, "-m", tiny_model().path]
+    assert run_cli([*arguments, "-o", tmp_path / "whole"])[0] == 0
+    seen = []
+    for part in range(3):
+        code, _, _ = run_cli([*arguments, "-o", tmp_path / "parts", "--num-parts", "3", "--part-id", part])
+        assert code == 0
+        record = json.loads((tmp_path / f"parts/batch_part-{part}-of-3.json").read_text())
+        assert record["part"] == {"id": part, "of": 3}
+        seen += [pair["name"] for pair in record["pairs"]]
+    assert sorted(seen) == sorted(statuses(tmp_path / "whole"))
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_resume_repeats_nothing_and_refuses_what_is_not_the_same(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    model, out = tiny_model(**GAINS).path, tmp_path / "out"
+    arguments = ["register", atlas, images, "-m", model, "-o", out]
+    assert run_cli([*arguments, "--num-parts", "2", "--part-id", "0"])[0] == 0  # half of them
+    code, _, err = run_cli(arguments)
+    assert code == 3
+    assert "exists already" in err
+    assert "--resume" in err
+    times = {path: path.stat().st_mtime_ns for path in out.glob("s*")}
+    assert run_cli([*arguments, "--resume"])[0] == 0
+    assert list(statuses(out).values()) == ["skipped", "done", "skipped", "done"]
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+    before = results(out)
+
+    def refused(*more: object, model: Path = model) -> str:
+        code, _, err = run_cli(["register", atlas, images, "-m", model, "-o", out, "--resume", *more])
+        assert code == 6
+        assert results(out) == before
+        return err
+
+    assert "another option" in refused("--fill", "1")
+    assert "another start" in refused("--init", "header")
+    assert "another model" in refused(model=tiny_model().path)
+    image = nib.load(images / "s2.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), images / "s2.nii.gz")
+    assert "another moving" in refused()
+    assert list(statuses(out).values()) == ["skipped", "failed", "skipped", "skipped"]
+    assert run_cli([*arguments, "--resume", "--overwrite"])[0] == 0
+    assert list(statuses(out).values()) == ["skipped", "done", "skipped", "skipped"]
+    # A set that lost a file, and one without its mark of completeness, are made anew.
+    (out / "s1_to_atlas_Warp.nii.gz").unlink()
+    (out / "s4_to_atlas.json").unlink()
+    assert run_cli([*arguments, "--resume"])[0] == 0
+    assert list(statuses(out).values()) == ["done", "skipped", "skipped", "done"]
+
+
+def test_full_disk_stops_with_one_line(tmp_path, images, atlas, tiny_model, run_cli, monkeypatch) -> None:
+    whole = work.finish
+
+    def full(prepared, *rest):
+        if prepared.moving.path.name == "s3.nii.gz":
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise InputError(f"cannot write into {tmp_path}: {error.strerror}") from error
+        return whole(prepared, *rest)
+
+    monkeypatch.setattr(work, "finish", full)
+    arguments = ["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "out", "--workers", "1"]
+    code, _, err = run_cli(arguments)
+    assert (code, err.count("\n")) == (3, 1)
+    assert "No space left on device" in err
+    assert "--resume goes on" in err
+    assert list(statuses(tmp_path / "out").values())[2:] == ["pending", "pending"]
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.argv", [])
+    assert run_cli([*arguments, "--resume"])[0] == 0
+    assert list(statuses(tmp_path / "out").values()) == ["skipped", "skipped", "done", "done"]
+
+
+def test_unwritable_folder(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run_cli(["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "file/out"])
+    assert (code, err.count("\n")) == (3, 1)
+    assert "is not a writable folder" in err
+
+
+def _means(model: Path, out: Path, workers: int = 2, **more: object) -> Means:
+    return Means(model, "cpu", 1, None, "onnxruntime", workers, out=out, **{"batch_size": 1, **more})
+
+
+def _pairs(atlas: Path, images: Path, out: Path) -> list:
+    return from_folders(atlas, images, out, Job, {})
+
+
+def test_interrupted_batch_leaves_whole_pairs(tmp_path, images, atlas, tiny_model, monkeypatch) -> None:
+    whole, calls = work.finish, []
+
+    def interrupted(*arguments):
+        result = whole(*arguments)
+        calls.append(result)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(work, "finish", interrupted)
+    out, model = tmp_path / "out", tiny_model().path
+    with pytest.raises(Interrupted, match="--resume goes on"):
+        register(_pairs(atlas, images, out), out, _means(model, out, 1), Running(workers=1), [])
+    assert Interrupted.exit_code == 130
+    assert not list(out.rglob(".partial-*"))
+    assert statuses(out)["s4_to_atlas"] == "pending"
+    assert len(list(out.glob("*_to_atlas.json"))) == 2
+    monkeypatch.undo()
+    record = register(_pairs(atlas, images, out), out, _means(model, out), Running(resume=True), [])
+    assert record.counts() == {"done": 2, "skipped": 2, "failed": 0, "pending": 0}
+    assert threading.active_count() == 1
+
+
+class Two:
+    """Two engines on the CPU, as there would be for two GPUs; each remembers in which threads it was at once."""
+
+    def __init__(self) -> None:
+        self.used: list[int] = []
+
+    def __call__(self, model, device, threads, rebuild, runtime):
+        return [self.counted(open_engine(model, "cpu", 1), number) for number in (0, 1)]
+
+    def counted(self, engine, number):
+        inner, busy = engine.predict, threading.Lock()
+
+        def predict(moving, fixed):
+            assert busy.acquire(blocking=False), "an engine runs one pair at a time"
+            try:
+                self.used.append(number)
+                if len(set(self.used)) < 2:  # hold on to it until the other one has been needed
+                    assert meet.wait(20)
+                else:
+                    meet.set()
+                return inner(moving, fixed)
+            finally:
+                busy.release()
+
+        engine.predict = predict
+        return engine
+
+
+meet = threading.Event()
+
+
+def test_two_engines_share_the_pairs(tmp_path, images, atlas, tiny_model) -> None:
+    meet.clear()
+    model, both = tiny_model(**GAINS).path, Two()
+    for name, more in (("two", {"open": both}), ("one", {})):
+        out = tmp_path / name
+        record = register(_pairs(atlas, images, out), out, _means(model, out, 3, **more), Running(), [])
+        assert record.counts()["done"] == 4
+    assert set(both.used) == {0, 1}
+    assert batch_record(tmp_path / "two")["runtime"]["engines"] == 2
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_lost_device_stops_the_batch(tmp_path, images, atlas, tiny_model) -> None:
+    def lost(model, *_):
+        engine = open_engine(model, "cpu", 1)
+
+        def predict(moving, fixed):
+            raise DeviceError("the GPU is gone")
+
+        engine.predict = predict
+        return [engine]
+
+    out = tmp_path / "out"
+    with pytest.raises(DeviceError, match=r"the GPU is gone: the batch stopped, 0 of 4 pairs done.*--resume goes on"):
+        register(_pairs(atlas, images, out), out, _means(tiny_model().path, out, open=lost), Running(), [])
+    assert set(statuses(out).values()) == {"pending"}
+
+
+def test_several_pairs_in_one_run(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    """Elementwise arithmetic has no order of summation: here a batch must not change a bit."""
+    model = tiny_model(**GAINS).path
+    for size in (1, 3):  # four pairs: a run is filled up
+        arguments = ["register", atlas, images, "-m", model, "-o", tmp_path / str(size), "--runtime", "onnxruntime"]
+        code, out, _ = run_cli([*arguments, "--batch-size", size])
+        assert code == 0
+    assert "3 pairs in one run change a field in no bit" in out
+    assert results(tmp_path / "3") == results(tmp_path / "1")
+
+
+def test_engine_of_one_pair_refuses_a_batch_size(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    pytest.importorskip("openvino")
+    arguments = ["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "out", "--runtime", "openvino"]
+    code, _, err = run_cli([*arguments, "--batch-size", 2])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "one pair at a time" in err
+
+
+def test_shared_images_are_read_once_and_only_read(images, monkeypatch) -> None:
+    path, other = images / "s0.nii.gz", images / "s1.nii.gz"
+    reads = []
+    monkeypatch.setattr("ofg_deploy.serve.images.load_image", lambda p, most: reads.append(p) or load_image(p, most))
+    kept = Images({path})
+    first = kept.image(path, 10**6)
+    assert kept.image(path, 10**6) is first
+    assert reads == [path]
+    with pytest.raises(ValueError, match="read-only"):
+        first.data[0, 0, 0] = 1
+    kept.image(other, 10**6)
+    kept.image(other, 10**6)
+    assert reads == [path, other, other]
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1] * 2, image.affine), path)
+    assert kept.image(path, 10**6).grid.shape != first.grid.shape  # another file under that name
+    with pytest.raises(InputError, match="max-voxels"):
+        kept.image(path, 10)
+    small = Images({path, other}, max_bytes=kept.image(other, 10**6).data.nbytes)
+    for _ in range(2):
+        small.image(path, 10**6)
+        small.image(other, 10**6)
+    assert len(small._kept) == 1
