@@ -126,7 +126,7 @@ def with_srow(row: tuple[float, ...]) -> Callable[[Given], Path]:
 
 BAD_IMAGES = {
     "missing": (lambda given: given.folder / "nowhere.nii.gz", "does not exist"),
-    "folder": (folder, "is not a file"),
+    "folder": (folder, "holds no NIfTI image"),  # a batch of none
     "truncated": (truncated, "truncated"),
     "garbage after the header": (garbage, "truncated or damaged"),
     "not NIfTI": (text, "cannot be read as NIfTI"),

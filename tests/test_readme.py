@@ -47,6 +47,9 @@ def test_ofg_commands(tmp_path: Path) -> None:
     shutil.copy(images / "s0.nii.gz", tmp_path / "fixed.nii.gz")
     shutil.copy(images / "s1.nii.gz", tmp_path / "moving.nii.gz")
     shutil.copy(labels / "s1.nii.gz", tmp_path / "labels.nii.gz")
+    (tmp_path / "pairs.csv").write_text(
+        "name,fixed,moving,moving_labels\nfirst,fixed.nii.gz,moving.nii.gz,labels.nii.gz\n"
+    )
     torch.manual_seed(0)
     torch.save({"state_dict": build_network("voxelmorph", (16, 16, 16)).state_dict()}, tmp_path / "checkpoint.pth.tar")
     run = [line for line in commands() if line.startswith("ofg ")]
@@ -55,7 +58,8 @@ def test_ofg_commands(tmp_path: Path) -> None:
     for line in run:
         arguments = shlex.split(line.replace("160 192 224", "16 32 16"))[1:]
         verb = arguments[0]
-        short = ["--threads", "1"] if "--resume" in arguments else SHORT.get(verb, [])
+        resumes = verb == "train" and "--resume" in arguments
+        short = ["--threads", "1"] if resumes else SHORT.get(verb, [])
         if verb == "bench":
             for name in ("with.onnx", "without.onnx"):
                 shutil.copy(tmp_path / "model.onnx", tmp_path / name)
@@ -68,6 +72,8 @@ def test_ofg_commands(tmp_path: Path) -> None:
         assert done.stderr == ""
     assert (tmp_path / "out/moving_to_fixed_Warp.nii.gz").exists()
     assert (tmp_path / "out/moving_to_fixed_warped_labels.nii.gz").exists()
+    assert (tmp_path / "batch/s1_to_fixed_Warp.nii.gz").exists()
+    assert (tmp_path / "listed/first/moving_to_fixed_warped_labels.nii.gz").exists()
 
 
 def test_other_commands_name_what_exists() -> None:
@@ -86,7 +92,8 @@ def test_other_commands_name_what_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/architecture.md", "docs/conventions.md", "docs/quality.md", "CHANGELOG.md"]
+    "name",
+    ["README.md", "docs/architecture.md", "docs/conventions.md", "docs/batch.md", "docs/quality.md", "CHANGELOG.md"],
 )
 def test_links_and_pictures_exist(name: str) -> None:
     page = ROOT / name

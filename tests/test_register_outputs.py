@@ -32,7 +32,7 @@ def test_the_sidecar_says_what_was_read_run_and_written(tmp_path, files, tiny_mo
     assert record == json.loads(json.dumps(result.sidecar))
     assert set(record) == {
         "schema", "tool", "version", "created", "command", "inputs", "outputs", "transform", "model", "network_grid",
-        "init", "runtime", "metrics", "seconds", "warnings", "start",
+        "init", "runtime", "metrics", "seconds", "warnings", "start", "options",
     }  # fmt: skip
     assert (record["schema"], record["tool"], record["version"]) == (1, "ofg_deploy", __version__)
     given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}

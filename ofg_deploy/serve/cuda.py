@@ -21,14 +21,15 @@ class Gpu:
     capability: str
 
 
-def present_gpu() -> Gpu:
-    """The GPU that CUDA uses here.
+def present_gpu(index: int = 0) -> Gpu:
+    """The GPU of this number, which this thread uses from now on.
 
     Raises:
         DeviceError: there is none, or no driver, or no cuda-python.
     """
     api = _api()
     try:
+        call(api, "cudaSetDevice", index)
         device = call(api, "cudaGetDevice")
         properties = call(api, "cudaGetDeviceProperties", device)
     except DeviceError as error:

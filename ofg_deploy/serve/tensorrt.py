@@ -131,8 +131,7 @@ class TensorRTEngine:
         if device == "cpu":
             raise DeviceError(f"{path} runs on CUDA alone: give --device cuda, or the .onnx model for --device cpu")
         self._gpu = gpu
-        use_gpu(gpu)
-        here = present_gpu()
+        here = present_gpu(gpu)
         plan = path.read_bytes()
         problems = self._problems(path, plan, record, here)
         if problems and rebuild:
