@@ -24,15 +24,20 @@ from ofg_deploy.serve.engine import Engine, open_engine
 from ofg_deploy.serve.job import Job
 
 
-def open_slow(model: Path, *_: Any) -> list[Engine]:
-    """An engine that takes its time, so that the node dies with pairs under way; tells who worked on something."""
+def open_telling(model: Path, *_: Any) -> list[Engine]:
+    """An engine that tells which node runs it; on the node to be killed the second pair does not come to an end."""
+    import ray
+
     engine = open_engine(model, "cpu", 1)
     whole = engine.predict
+    log = model.parent / f"ran-{ray.get_runtime_context().get_node_id()}"
 
     def predict(moving: Any, fixed: Any) -> Any:
-        with (model.parent / f"ran-{os.getpid()}").open("a") as log:
-            log.write("pair\n")
-        time.sleep(0.2)
+        with log.open("a") as stream:
+            stream.write("pair\n")
+        doomed = log.name == (model.parent / "doomed").read_text()
+        if doomed and log.read_text().count("pair") == 2:
+            time.sleep(60)
         return whole(moving, fixed)
 
     engine.predict = predict  # type: ignore[method-assign]
@@ -47,18 +52,22 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
     try:
         second = cluster.add_node(**options)
+        log = model.parent / f"ran-{second.node_id}"
+        (model.parent / "doomed").write_text(log.name)
         whole = Record.add
         killed = []
 
         def add(record: Record, outcome: Any) -> None:
             whole(record, outcome)
-            if not killed and len(list(model.parent.glob("ran-*"))) == 2 and record.counts()["done"] >= 3:
+            if record.counts()["done"] == 3:
+                while not log.exists() or log.read_text().count("pair") < 2:
+                    time.sleep(0.05)
                 killed.append(record.counts())
                 cluster.remove_node(second, allow_graceful=False)
 
         Record.add = add  # type: ignore[method-assign]
         pairs = from_folders(fixed, moving, out, Job, {})
-        means = Means(model, "cpu", 1, None, "onnxruntime", 2, 1, out, open=open_slow)
+        means = Means(model, "cpu", 1, None, "onnxruntime", 2, 1, out, open=open_telling)
         record = register(pairs, out, means, Running(workers=2, executor="ray", address=cluster.address), [])
         print("killed after", killed, "of", record.counts(), record.facts["runtime"]["engines"], "engines")
     finally:
