@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 from scipy.ndimage import gaussian_filter
+
+from ofg_deploy.cli import main
 
 SHAPE = (12, 14, 10)
 AFFINE = np.array([[-4.0, 0, 0, 20], [0, 5.0, 0, -30], [0, 0, 6.0, -25], [0, 0, 0, 1]])
@@ -60,6 +65,24 @@ def write_pair(folder: Path, name: str, seed: int = 0, **metrics: float | None) 
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record), encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left on a terminal."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_ofg(patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str], *arguments: object) -> Done:
+    """``ofg`` in this process: starting Python takes longer than what is tested here."""
+    patch.setattr(sys, "argv", ["ofg", *map(str, arguments)])
+    captured.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return Done(int(stopped.value.code or 0), *captured.readouterr())
 
 
 class Page(HTMLParser):

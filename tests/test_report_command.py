@@ -7,40 +7,21 @@ import hashlib
 import json
 import os
 import re
-import sys
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from report_pairs import GOOD, Page, write_pair
-
-from ofg_deploy.cli import main
+from report_pairs import GOOD, Done, Page, run_ofg, write_pair
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'_to_\té\n"
 posix = pytest.mark.skipif(os.name != "posix", reason="such file names need a POSIX file system")
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def ofg(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """``ofg report`` in this process: starting Python takes longer than a report on images this small."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["ofg", "report", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return Done(int(stopped.value.code or 0), *capfd.readouterr())
-
-    return run
+    """``ofg report`` in this process."""
+    return lambda *arguments: run_ofg(monkeypatch, capfd, "report", *arguments)
 
 
 def tsv(path: Path) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
@@ -26,6 +27,10 @@ DeviceOption = Literal["auto", "cpu", "cuda"]
 MaxVoxels = Annotated[
     Optional[int], typer.Option(min=1, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent.")
 ]
+LimitFile = Annotated[
+    Optional[Path], typer.Option("--limits", help='JSON of limits: {"folding_percent": {"warn": 0.5, "fail": 1}}.')
+]
+QcFail = Annotated[bool, typer.Option("--qc-fail", help="Exit with 7 if a pair fails, after everything is written.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import DeviceOption, FormatOption, MaxVoxels, Overwrite, PointsFrameOption, app
+from ofg_deploy.cli.app import (
+    DeviceOption,
+    FormatOption,
+    LimitFile,
+    MaxVoxels,
+    Overwrite,
+    PointsFrameOption,
+    QcFail,
+    app,
+)
 
 LabelInterpolationOption = Literal["nearest", "genericlabel"]
 
@@ -96,6 +105,11 @@ def register(
         Literal["here", "ray"], typer.Option(help="ray: actors on a Ray cluster, one engine each.")
     ] = "here",
     address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; as Ray finds it if absent.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page to look at: NAME_report.html, of a batch as ofg report.")
+    ] = False,
+    qc_fail: QcFail = False,
+    limits: LimitFile = None,
 ) -> None:
     """Register FIXED MOVING: warped image, transform (ITK), all that moves with it, and a JSON sidecar.
 
@@ -107,6 +121,8 @@ def register(
     from ofg_deploy.batch.pairs import Part
     from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
+    from ofg_deploy.report.command import Quality
+    from ofg_deploy.report.limits import Limits
     from ofg_deploy.serve.job import Job, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
@@ -137,6 +153,9 @@ def register(
         from ofg_deploy.export.engine import rebuild as rebuild_engine
     how = (model, device, threads, rebuild_engine if rebuild else None, runtime)
     running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)
+    if limits and not (report or qc_fail):
+        raise UsageError("--limits goes with --report or --qc-fail")
+    quality = Quality(report, qc_fail, Limits.parse(limits))
     if pairs is None and (fixed is None or moving is None):
         raise UsageError("FIXED and MOVING are needed, or a list of them: --pairs")
     if fixed and moving and not (fixed.is_dir() or moving.is_dir() or pairs):
@@ -144,8 +163,12 @@ def register(
             raise UsageError("--workers, --batch-size, --resume, --num-parts and --executor go with a batch")
         from ofg_deploy.serve import command
 
-        command.register(make(fixed=fixed, moving=moving, out=out, **beside), *how)
+        job = make(fixed=fixed, moving=moving, out=out, **beside)
+        with quality.of_pair(job.outputs("affine")["sidecar"], overwrite):
+            command.register(job, *how)
         return
+    if num_parts > 1 and (report or qc_fail):
+        raise UsageError("--report and --qc-fail look at all pairs: after the parts run ofg report on their folder")
     from ofg_deploy.batch import command as batch
     from ofg_deploy.batch.pairs import from_folders, from_list
     from ofg_deploy.batch.work import Means
@@ -158,4 +181,5 @@ def register(
         assert pairs is not None
         found = from_list(pairs, out, make)
     means = Means(*how, running.workers_here(), batch_size, out)
-    batch.register(found, out, means, running, sys.argv)
+    with quality.of_folder(out, overwrite or resume):
+        batch.register(found, out, means, running, sys.argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -54,33 +55,58 @@ def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: boo
     conclude(rows, qc_fail, order.html)
 
 
-@contextmanager
-def judged(
-    order: Report | None, limits: Limits, qc_fail: bool, find: Callable[[], Sequence[Registration | Failure]]
-) -> Iterator[None]:
-    """Judge what is registered inside, also where some of it failed.
+@dataclass(frozen=True)
+class Quality:
+    """What ``ofg register`` is to say about the quality of what it registers.
 
-    Args:
-        order: a report to write; None for none.
-        find: the pairs, once they are registered.
-
-    Raises:
-        BatchError: that of what is inside, after the report.
-        InputError, QualityError: as ``publish``.
+    Attributes:
+        page: write a report.
+        qc_fail: an error where a pair fails.
+        limits: by which pairs are judged.
     """
-    failed = None
-    if order:
-        check_writable(order.outputs, order.overwrite)
-    try:
-        yield
-    except BatchError as error:
-        failed = error
-    if order:
-        publish(order, find(), qc_fail)
-    elif qc_fail:
-        conclude(worst_first(judge(find(), limits)), qc_fail)
-    if failed:
-        raise failed
+
+    page: bool = False
+    qc_fail: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @contextmanager
+    def of_pair(self, sidecar: Path, overwrite: bool) -> Iterator[None]:
+        """Judge the pair that is registered inside; the page is ``NAME_report.html``. Raises as ``publish``."""
+        html = sidecar.with_name(f"{sidecar.stem}_report.html")
+        with self._after(Report(html, None, sidecar.stem), lambda: [Registration(sidecar)], overwrite):
+            yield
+            if overwrite and not self.page:
+                html.unlink(missing_ok=True)  # of an older registration
+
+    @contextmanager
+    def of_folder(self, folder: Path, overwrite: bool) -> Iterator[None]:
+        """Judge what is in a folder after a batch, also where some of it failed. Raises as ``publish``."""
+        with self._after(report_of(folder), lambda: entries(folder), overwrite):
+            yield
+
+    @contextmanager
+    def _after(
+        self, order: Report, find: Callable[[], Sequence[Registration | Failure]], overwrite: bool
+    ) -> Iterator[None]:
+        if self.page:
+            check_writable(order.outputs, overwrite)
+        failed = None
+        try:
+            yield
+        except BatchError as error:
+            failed = error
+        if self.page:
+            publish(replace(order, limits=self.limits, overwrite=overwrite), find(), self.qc_fail)
+        elif self.qc_fail:
+            conclude(worst_first(judge(find(), self.limits)), self.qc_fail)
+        if failed:
+            raise failed
+
+
+def report_of(folder: Path, html: Path | None = None) -> Report:
+    """The report on a folder: there, or where ``html`` says, and the table beside it."""
+    html = html or folder / "report.html"
+    return Report(html, html.with_name("qc.tsv"), f"Registrations in {folder.absolute().name}")
 
 
 def conclude(rows: Sequence[Row], qc_fail: bool, where: Path | None = None) -> None:
