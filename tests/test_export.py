@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import onnx
 import onnxruntime
@@ -245,3 +247,16 @@ def test_bad_requests(
 def test_a_model_is_kept_without_overwrite(runs: dict[str, Run], models: dict[str, Exported]) -> None:
     with pytest.raises(InputError, match="--overwrite"):
         export(runs["ofg"], models["ofg"].model)
+
+
+def test_a_model_knows_what_its_training_images_looked_like(runs: dict[str, Run], models: dict[str, Exported]) -> None:
+    """The share that is cut out, and where they are bright, by hand from the files of the training pairs."""
+    record = open_engine(models["ofg"].model, "cpu").contract.training["images"]
+    _, pairs, _ = runs["ofg"].read()
+    images = [nib.load(pair.fixed).get_fdata() for pair in pairs.training]
+    assert record["stripped"] == np.mean([(i == 0).mean() > 0.35 and (i[[0, -1]] == 0).all() for i in images])
+    mean = np.frombuffer(base64.b64decode(record["mean"]), np.uint8).reshape(8, 8, 8)
+    known = mean < 255
+    assert known.sum() > 100
+    inner = mean[3:5, 3:5, 3:5]
+    assert inner.min() > mean[known].mean(), "the ellipsoids are bright in the middle"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ofg_deploy.appearance import Look
 from ofg_deploy.check import header, voxels
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import InputError
@@ -36,7 +37,7 @@ class Examined:
     grid: Grid | None = None
     code: int = 0
     data: npt.NDArray[Any] | None = None
-    look: voxels.Look | None = None
+    look: Look | None = None
 
 
 def examine(path: Path, max_voxels: int) -> Examined:

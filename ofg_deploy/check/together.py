@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ofg_deploy.appearance import Appearance, Look, likeness, thumbnail
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import resample
@@ -13,7 +14,7 @@ from ofg_deploy.geometry import Grid, describe_extent, overlap_fraction
 from ofg_deploy.metrics import ncc
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
-from ofg_deploy.preprocess import LITTLE_OVERLAP
+from ofg_deploy.preprocess import LITTLE_OVERLAP, NetworkInput
 
 if TYPE_CHECKING:
     from ofg_deploy.check.examine import Examined
@@ -22,6 +23,8 @@ COARSER = 2.0  # voxel side of an image to that of the network's grid
 OPPOSED = -0.2  # correlation of contents; images of one contrast that are not aligned yet stay around 0
 CONTENT = 0.15  # of the 99th percentile: above it a voxel is no background
 FEWEST = 500  # lattice points that make a correlation worth saying
+MIXED = 0.1  # a model whose images look cut out in a larger share, and in less than all but this, has seen both
+UNLIKE = 0.2  # correlation with the mean of the training images (hippocampus MRI: 0.5 and more, inverted below -0.6)
 SAMPLES = 48  # voxels along each axis where contrasts are compared
 
 
@@ -57,13 +60,14 @@ def compare(first: Examined, other: Examined) -> list[Finding]:
 
 
 def beside_model(file: Examined, contract: Contract) -> list[Finding]:
-    """Findings about one file and what a model expects. Of its training images the record keeps no statistics."""
+    """Findings about one file beside what a model expects, and what the images look like that it was trained on."""
     if file.grid is None or file.look is None or file.data is None:
         return []
     expects = contract.expects
     recipe, findings = expects.intensity, []
+    image = Volume(file.data.astype(np.float32), file.grid, file.path)
     try:
-        unit = recipe.apply(Volume(file.data.astype(np.float32), file.grid, file.path))
+        unit = recipe.apply(image)
     except InputError as error:
         return [Finding("error", "model", str(error).removeprefix(f"{file.path} "), "use a model for such images")]
     if recipe.kind in ("window", "linear") and recipe.low < 0 <= file.look.low:
@@ -73,11 +77,29 @@ def beside_model(file: Examined, contract: Contract) -> list[Finding]:
     if recipe.kind == "window" and content.any() and (clipped := float((unit[content] >= 1).mean())) > 0.5:
         text = f"{clipped:.0%} of the content lies above the model's intensity recipe {recipe}"
         findings.append(Finding("warning", "model", text, "use a model for this modality"))
+    if images := Appearance.from_record(contract.training.get("images")):
+        findings += _beside_training(file.look, image, expects, images)
     ratio = max(file.grid.spacing_mm) / max(expects.spacing_mm)
     if ratio > COARSER:
         text = f"voxels up to {max(file.grid.spacing_mm):g} mm long, {ratio:.1f} times the network's"
         findings.append(Finding("warning", "model", text, "use a finer scan, or a model for such voxels"))
     return findings
+
+
+def _beside_training(look: Look, image: Volume, expects: NetworkInput, images: Appearance) -> list[Finding]:
+    """What the file looks like beside the fixed images the model was trained on."""
+    if min(images.stripped, 1 - images.stripped) < MIXED and look.stripped != (images.stripped > MIXED):
+        cut = "looks skull-stripped" if look.stripped else "does not look skull-stripped"
+        text = f"{cut} ({look.background:.0%} is one background value); {images.stripped:.0%} of the model's images do"
+        return [Finding("warning", "skull", text, "prepare it as the training images were")]
+    alike, (usual, spread) = likeness(thumbnail(image, expects), images.mean), images.likeness
+    if not (alike < UNLIKE and alike < usual - 5 * spread):
+        return []
+    text = (
+        f"is bright where the model's images are not: correlation {alike:.2f} with their mean image, "
+        f"theirs {usual:.2f} +- {spread:.2f}"
+    )
+    return [Finding("warning", "contrast", text, "use a model trained on such images, or look where its centre lies")]
 
 
 def _correlation(first: Volume, other: Volume) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ofg_deploy import affine
+from ofg_deploy.appearance import Appearance, Look, thumbnail
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
 from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
@@ -31,7 +32,7 @@ from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
-CACHE_VERSION = 3  # raise it when preparation changes its result
+CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -292,6 +293,16 @@ def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
     return lines
 
 
+def appearance(files: list[Path]) -> Appearance:
+    """What the fixed images of prepared pairs look like; reads no voxels."""
+    stripped, thumbnails = [], []
+    for file in files:
+        with np.load(file, allow_pickle=False) as stored:
+            stripped.append(stored["stripped"])
+            thumbnails.append(stored["thumbnail"])
+    return Appearance.of(np.array(stripped), np.array(thumbnails))
+
+
 def _pairs_of_dataset(dataset: Dataset, source: Path, most: int | None, seed: int) -> PairList:
     def files(pair: tuple[Subject, Subject]) -> PairFiles:
         fixed, moving = pair
@@ -367,7 +378,8 @@ def _pair(row: dict[str, Any], base: Path) -> PairFiles:
 
 
 def _prepare(pair: PairFiles, expects: NetworkInput, file: Path) -> None:
-    prepared = prepare_pair(load_image(pair.fixed), load_image(pair.moving), expects)
+    fixed = load_image(pair.fixed)
+    prepared = prepare_pair(fixed, load_image(pair.moving), expects)
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")  # ends in .npz, or numpy would append it
     try:
         np.savez(
@@ -378,6 +390,8 @@ def _prepare(pair: PairFiles, expects: NetworkInput, file: Path) -> None:
             moving_from_fixed=prepared.moving_from_fixed,
             overlap=prepared.overlap,
             outside=prepared.outside,
+            stripped=Look.of(fixed.data).stripped,
+            thumbnail=thumbnail(fixed, expects),
         )
         unfinished.replace(file)
     finally:

@@ -14,7 +14,7 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.train.batches import TrainingFiles, epoch_items, load_batches, micro_batches
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairList, load_cached
+from ofg_deploy.train.dataset import PairList, appearance, load_cached
 from ofg_deploy.train.devices import check_bf16_on_cpu
 from ofg_deploy.train.estimate import Trial, out_of_memory_explained
 from ofg_deploy.train.labels import load_label_pair
@@ -98,6 +98,7 @@ class Trainer:
         Args:
             on_step: called with the batch of the epoch (from 1) and its loss.
         """
+        images = appearance(self.files.pairs)
         with Logs(self.run, self.config, len(self.history), self.fabric.is_global_zero) as logs:
             for epoch in range(len(self.history), self.config.epochs):
                 started = time.perf_counter()
@@ -118,7 +119,7 @@ class Trainer:
                         "precision": self.fabric.strategy.precision.state_dict(),
                         "processes": self.fabric.world_size,
                     }
-                    save_epoch(self.run, self.config, self.network.state_dict(), resume, self.history)
+                    save_epoch(self.run, self.config, self.network.state_dict(), resume, self.history, images)
                     logs.epoch(row, self._first_validation_field)
                 self.fabric.barrier()
                 yield row

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ofg_deploy import __version__
+from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import check_writable, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
@@ -146,6 +147,7 @@ def save_epoch(
     state: dict[str, torch.Tensor],
     resume: dict[str, Any],
     history: list[EpochRecord],
+    images: Appearance,
 ) -> None:
     """Write a finished epoch.
 
@@ -154,6 +156,7 @@ def save_epoch(
     Args:
         state: the network's weights.
         resume: what only training needs, besides the history.
+        images: what the training images look like.
     """
     state = {name: value.detach().cpu() for name, value in state.items()}
     row = history[-1]
@@ -166,6 +169,7 @@ def save_epoch(
         "diffeomorphic": config.diffeomorphic,
         "val_dice": row.val_dice,
         "version": __version__,
+        "images": images.to_record(),
     }
     checkpoint = Checkpoint(state, config.network, config.expects, training)
     scored = [r.score for r in history if r.score is not None]
