@@ -16,6 +16,7 @@ import pytest
 import torch
 from training_runs import find_tiny_pairs, make_subjects, tiny_config
 
+from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
 from ofg_deploy.info import describe
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, _protobuf, read_model, seal
@@ -110,8 +111,9 @@ def test_a_run_and_its_checkpoint(tmp_path: Path, run_cli: RunCli) -> None:
     run.start(config, pairs, tmp_path / "cache", ["test"], [])
     assert json.loads(run_cli(["info", run.folder, "--json"])[1])["epochs_finished"] == 0
     state = build_network(config.network, config.expects.shape).state_dict()
+    images = Appearance.of(np.zeros(1, bool), np.zeros((1, 8, 8, 8), np.float32))
     rows = [EpochRecord(epoch, 1e-4, 0.5, 0.4, 0.1, 0.0, None, 0.7, 0.0, 1.0) for epoch in (0, 1)]
-    save_epoch(run, config, state, {"optimiser": 1}, rows)
+    save_epoch(run, config, state, {"optimiser": 1}, rows, images)
     found = json.loads(run_cli(["info", run.folder, "--json"])[1])
     assert (found["kind"], found["epochs_finished"]) == ("run", 2)
     assert found["pairs"] == {"training": len(pairs.training), "validation": len(pairs.validation)}
