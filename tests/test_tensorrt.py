@@ -150,10 +150,11 @@ def test_one_plan_for_three_targets_is_the_pure_plan_with_its_record(
 )
 def test_every_architecture_builds(tmp_path: Path, name: str, grid: tuple[int, int, int], diffeomorphic: bool) -> None:
     model = traced(tmp_path / "model.onnx", name, grid, diffeomorphic)
-    published = export_engine(model, tmp_path / "model.engine", cpu_job("sm120"), False)
+    published = export_engine(model, tmp_path / "model.engine", cpu_job(*TARGETS), False)
     weights = sum(np.prod(t.dims) for t in onnx.load(str(model)).graph.initializer if t.data_type == 1)
     assert published.engine.stat().st_size > 4 * weights, "the weights are in the plan, in float32"
     assert published.record.layers >= len(onnx.load(str(model)).graph.node) / 2
+    assert published.record.capabilities == TARGETS
     assert read_record(published.engine) == published.record
     assert file_mismatches(published.engine, published.engine.read_bytes(), published.record) == []
 
