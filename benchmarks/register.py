@@ -75,6 +75,7 @@ def cold(options: argparse.Namespace) -> dict[str, Any]:
                 given = ["--runtime", runtime, "--init", "none"]
                 found = registration(tree, fixed, moving, model(options.work, 3.0), options.work / "out", given)
                 runs.setdefault(f"{name}, {runtime}", []).append(found)
+                print(name, runtime, f"{found['processor_s']:.2f} s of processor time", file=sys.stderr, flush=True)
     return {name: summary(found[1:]) for name, found in runs.items()}
 
 
