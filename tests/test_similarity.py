@@ -162,6 +162,7 @@ def test_guidance_may_begin_late() -> None:
             Objective(config, torch.device("cpu"))(field, Batch(moving, fixed), epoch) for config in (late, like)
         )
         assert found.numbers() == expected.numbers()
+    assert tiny_config(epochs=1, guidance_start=0.9).guided(0)
     with pytest.raises(UsageError, match="share of the epochs"):
         tiny_config(guidance_start=1.0)
 

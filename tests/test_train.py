@@ -202,7 +202,7 @@ def test_bad_data_and_options(
         (["--resume", "--lr", 1], 2, "--lr cannot change"),
         ([images, "--seed", -1], 2, "--seed"),
         (
-            [images, "--guidance-optimiser", "greedy", "--guidance-lr", 0.1],
+            [images, "--guidance-lr", 0.1],
             2,
             "--guidance-lr has no effect with --guidance-optimiser greedy",
         ),

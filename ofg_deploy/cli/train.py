@@ -82,7 +82,7 @@ def train(
     guidance_optimiser: Annotated[
         Optional[OptimiserOption],
         typer.Option(
-            help="adam (if absent): as published; greedy: smoothed steps down the local NCC; multilevel: coarse too"
+            help="greedy (if absent): smoothed steps down the local NCC; multilevel: coarse too; adam: as published"
         ),
     ] = None,
     guidance_steps: Annotated[
@@ -105,7 +105,7 @@ def train(
         SimilarityOption, typer.Option(help="Local NCC; mean squared difference; MIND for unlike modalities.")
     ] = "ncc",
     ncc_window: Annotated[
-        Optional[int], typer.Option(help="Side of the local NCC window in voxels; 9, and 5 with greedy steps.")
+        Optional[int], typer.Option(help="Side of the local NCC window in voxels; 5, and 9 with adam or no guidance.")
     ] = None,
     regulariser: Annotated[
         RegulariserOption, typer.Option(help="First (diffusion) or second differences (bending) of the field.")

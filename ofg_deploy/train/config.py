@@ -23,7 +23,7 @@ CHOICES = {
     "precision": Precision,
 }
 
-DEFAULT_OPTIMISER: Optimiser = "adam"
+DEFAULT_OPTIMISER: Optimiser = "greedy"
 # What each inner optimiser takes, and its defaults; without guidance the window is that of the unsupervised loss.
 GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
     "none": {"ncc_window": 9},
@@ -88,7 +88,7 @@ class TrainConfig:
         network: name of the architecture.
         diffeomorphic: the network predicts a stationary velocity, integrated to the field.
         guidance: ``ofg``: refined field as target; ``none``: unsupervised baseline in the same loop.
-        guidance_start: share of the epochs that train without guidance before it begins.
+        guidance_start: share of the epochs that train without guidance before it begins, in whole epochs.
         guidance_optimiser: what refines the prediction: ``adam``, as published; ``greedy``, smoothed steps down the
             local NCC, with neither learning rate nor regulariser; ``multilevel``, greedy steps coarse to fine.
         guidance_steps: K, inner steps per training step, at full resolution.
@@ -193,8 +193,8 @@ class TrainConfig:
             raise UsageError(f"--guidance-levels {self.guidance_levels} must be at least 2: one level is greedy")
 
     def guided(self, epoch: int) -> bool:
-        """Whether there is guidance in an epoch counted from 0."""
-        return self.guidance == "ofg" and epoch >= self.guidance_start * self.epochs
+        """Whether there is guidance in an epoch counted from 0; there always is in the last one."""
+        return self.guidance == "ofg" and epoch >= int(self.guidance_start * self.epochs)
 
     def outer_smoothness(self, epoch: int) -> float:
         """The weight of the regulariser in the outer loss."""
