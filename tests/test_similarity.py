@@ -156,6 +156,7 @@ def test_guidance_may_begin_late() -> None:
     changes = {"epochs": 4, "guidance_optimiser": "greedy", "guidance_sobolev": 1.0}
     late, early = (tiny_config(**changes, guidance_start=start) for start in (0.5, 0.0))
     unsupervised = tiny_config(epochs=4, guidance="none")
+    assert Objective(late, torch.device("cpu")).guidance == "ofg (greedy, numba, from epoch 3)"
     for epoch in range(4):
         like = early if epoch >= 2 else unsupervised
         found, expected = (

@@ -62,8 +62,12 @@ class Objective:
 
     @property
     def guidance(self) -> str:
-        """What guides, and what it runs on."""
-        return f"ofg ({self.config.guidance_optimiser}, {self._guide.backend})" if self._guide else "none"
+        """What guides, what it runs on, and when it begins if not at once."""
+        if not self._guide:
+            return "none"
+        first = next(epoch for epoch in range(self.config.epochs) if self.config.guided(epoch))
+        begins = f", from epoch {first + 1}" if first else ""
+        return f"ofg ({self.config.guidance_optimiser}, {self._guide.backend}{begins})"
 
     def __call__(self, field: torch.Tensor, batch: Batch, epoch: int) -> Terms:
         """All in float32, whatever the network computed in.

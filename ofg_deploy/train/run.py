@@ -28,7 +28,7 @@ class EpochRecord:
     """One row of ``metrics.csv``. ``val_dice`` is None without validation labels; all ``val_*`` on unvalidated epochs.
 
     ``loss`` is ``target`` + smoothness x ``regularity`` + dice_weight x ``dice_loss``; ``target`` is the OFG loss, or
-    the similarity loss without guidance.
+    the similarity loss without guidance and before it begins.
     """
 
     epoch: int
