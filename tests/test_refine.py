@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, uniform_filter
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.kernels.compiled import most_threads
+from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.kernels.regularity import diffusion, folding_percent
 from ofg_deploy.preprocess import Intensity
@@ -74,6 +76,9 @@ def folds(field: np.ndarray) -> float:
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1])
+
+
+one_level = partial(Refinement, levels=0)  # every step judged
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def test_the_recorded_energies_are_scipys(pair, start):
     field = np.zeros((3, *SHAPE)) if start == "zero" else gaussian_filter(known_field()[::-1], (0, 3, 3, 3))
     field = field.astype(np.float32)
     record = (
-        result := pair.register(open_engine(pair.model(field), "cpu", 1), Refinement(Greedy(6), threads=1))
+        result := pair.register(open_engine(pair.model(field), "cpu", 1), one_level(Greedy(6), threads=1))
     ).sidecar["refinement"]
     images = [unit(read(path).astype(float)) for path in (pair.moving, pair.fixed)]
     assert record["steps_kept"] > 0
@@ -152,7 +157,7 @@ def test_the_field_is_that_of_greedy_and_so_many_steps():
     images = [unit(image) for image in deformed_pair()]
     field = 0.2 * known_field().astype(np.float32)
     given = field.copy()
-    found = refine(field, *images, Refinement(Greedy(8, step=0.7), threads=1))
+    found = refine(field, *images, one_level(Greedy(8, step=0.7), threads=1))
     assert found.kept > 3
     assert np.array_equal(found.field, Greedy(found.kept, step=0.7).refine(field, *images))
     assert np.array_equal(field, given)
@@ -186,7 +191,7 @@ def test_the_best_step_is_kept_and_not_the_last():
     noise = np.random.default_rng(1).normal(size=(2, *SHAPE))
     images = [unit(deformed_pair()[1] + 10 * n).astype(np.float32) for n in noise]
     field = np.zeros((3, *SHAPE), np.float32)
-    found = refine(field, *images, Refinement(Greedy(12, step=1.5), patience=12, threads=1))
+    found = refine(field, *images, one_level(Greedy(12, step=1.5), patience=12, threads=1))
     assert found.kept == np.argmin(found.energies) < len(found.energies) - 1
     assert energy(found.field, *images) == pytest.approx(min(found.energies), abs=1e-5)
 
@@ -196,7 +201,7 @@ def test_steps_that_only_raise_the_energy_are_dropped(step):
     """A noisy image with itself: wherever it is moved by a step of fixed length, noise no longer meets noise."""
     image = unit(deformed_pair()[1] + 10 * np.random.default_rng(4).normal(size=SHAPE)).astype(np.float32)
     field = np.zeros((3, *SHAPE), np.float32)
-    found = refine(field, image, image, Refinement(Greedy(9, step=step), folding_percent=100, threads=1))
+    found = refine(field, image, image, one_level(Greedy(9, step=step), folding_percent=100, threads=1))
     assert min(found.energies[1:]) > found.energies[0]
     assert found.kept == 0
     assert "lowered the energy" in found.warnings()[0]
@@ -209,7 +214,7 @@ def test_steps_that_only_raise_the_energy_are_dropped(step):
 def test_nothing_to_see():
     empty = np.zeros(SHAPE, np.float32)
     field = known_field().astype(np.float32)
-    found = refine(field, empty, empty, Refinement(Greedy(5), threads=1))
+    found = refine(field, empty, empty, one_level(Greedy(5), threads=1))
     assert found.dropped == "nothing in the images pulls"
     assert np.array_equal(found.field, field)
 
@@ -220,7 +225,7 @@ def test_folds_are_bounded(step, taken):
     noise = np.random.default_rng(8).normal(size=(2, *SHAPE))
     moving, fixed = (unit(gaussian_filter(n, 1)).astype(np.float32) for n in noise)
     field = np.zeros((3, *SHAPE), np.float32)
-    options = Refinement(Greedy(30, step=step, gradient_sigma=0.7, field_sigma=0.0), smoothness=0.0, threads=1)
+    options = one_level(Greedy(30, step=step, gradient_sigma=0.7, field_sigma=0.0), smoothness=0.0, threads=1)
     free = refine(field, moving, fixed, replace(options, folding_percent=100))
     assert free.kept > 0
     assert folds(free.field) > 0.3
@@ -240,14 +245,14 @@ def test_folds_are_bounded(step, taken):
 def test_it_stops_when_the_energy_stalls():
     images = [unit(image) for image in deformed_pair()]
     field = np.zeros((3, *SHAPE), np.float32)
-    impatient = refine(field, *images, Refinement(Greedy(9), tolerance=0.05, patience=2, threads=1))
+    impatient = refine(field, *images, one_level(Greedy(9), tolerance=0.05, patience=2, threads=1))
     assert impatient.stopped == "stalled"
     lowest = np.minimum.accumulate(impatient.energies)
     falls = (lowest[:-2] - lowest[2:]) / -lowest[2:]  # over two steps each
     assert (falls[:-1] > 0.05).all()
     assert falls[-1] <= 0.05
     assert 3 < impatient.kept < 9
-    patient = refine(field, *images, Refinement(Greedy(9), tolerance=0, patience=9, threads=1))
+    patient = refine(field, *images, one_level(Greedy(9), tolerance=0, patience=9, threads=1))
     assert (patient.stopped, len(patient.energies)) == ("steps", 10)
     assert patient.energies[: len(impatient.energies)] == impatient.energies
 
@@ -256,11 +261,68 @@ def test_it_stops_when_the_energy_stalls():
 def test_same_bits_with_one_thread_two_and_too_many():
     images = [unit(image) for image in deformed_pair()]
     field = 0.3 * known_field().astype(np.float32)
-    first, *others = (refine(field, *images, Refinement(Greedy(5), threads=n)) for n in (1, 1, 2, 1000))
+    first, *others = (refine(field, *images, one_level(Greedy(5), threads=n)) for n in (1, 1, 2, 1000))
     assert [first.threads] + [o.threads for o in others] == [1, 1, 2, most_threads()]
     for other in others:
         assert np.array_equal(other.field, first.field)
         assert other.energies == first.energies
+
+
+def far_pair() -> tuple[np.ndarray, np.ndarray]:
+    """Five times as far: nothing that a step at full resolution can see."""
+    index = np.indices(SHAPE, dtype=float)
+    return unit(blobs(index)), unit(blobs(index + 4 * gaussian_filter(known_field(), (0, 4, 4, 4))))
+
+
+def test_coarse_levels_find_what_is_far_and_are_judged_at_full_resolution():
+    images = [image.astype(np.float32) for image in far_pair()]
+    truth = 4 * gaussian_filter(known_field(), (0, 4, 4, 4))
+    zero = np.zeros((3, *SHAPE), np.float32)
+    near, far = (refine(zero, *images, Refinement(Greedy(20), levels=n, threads=1)) for n in (0, 2))
+    inside = (slice(None), *[slice(5, -5)] * 3)
+    errors = [np.linalg.norm((found.field - truth)[inside], axis=0).mean() for found in (near, far)]
+    assert errors[1] < 0.7 * errors[0]
+    assert far.approach.taken
+    assert far.approach.steps == (20, 20)
+    coarse = Multilevel(Greedy(20), (20, 20)).approach(zero, *images)
+    assert far.approach.energy == far.energies[0] == pytest.approx(energy(coarse, *images), abs=1e-5)
+    assert far.approach.folding_percent == folds(coarse)
+    assert far.network_energy == near.energies[0] == pytest.approx(energy(zero, *images), abs=1e-5)
+    assert far.energies[far.kept] == pytest.approx(energy(far.field, *images), abs=1e-5)
+    # What follows are the steps at full resolution, from there.
+    assert np.array_equal(far.field, Greedy(far.kept).refine(coarse, *images))
+
+
+def test_coarse_levels_that_harm_are_left_out():
+    """A noisy image with itself: what is coarse finds nothing, and moving it is a loss."""
+    image = unit(deformed_pair()[1] + 10 * np.random.default_rng(4).normal(size=SHAPE)).astype(np.float32)
+    field = np.zeros((3, *SHAPE), np.float32)
+    found = refine(field, image, image, Refinement(Greedy(4), threads=1))
+    assert not found.approach.taken
+    assert found.approach.energy > found.network_energy
+    assert (found.better, found.kept) == (False, 0)
+    assert "none of 4 steps and no coarser ones lowered the energy" in found.warnings()[0]
+    assert np.array_equal(found.field, field)
+    assert found.energies == refine(field, image, image, one_level(Greedy(4), threads=1)).energies
+
+
+def test_coarse_levels_that_fold_are_left_out():
+    noise = np.random.default_rng(8).normal(size=(2, *SHAPE))
+    moving, fixed = (unit(gaussian_filter(n, 2)).astype(np.float32) for n in noise)
+    field = np.zeros((3, *SHAPE), np.float32)
+    options = Refinement(Greedy(30, step=1.8, gradient_sigma=0.7, field_sigma=0.0), smoothness=0.0, threads=1)
+    free, bound = (refine(field, moving, fixed, replace(options, folding_percent=p)) for p in (100, 0.1))
+    assert free.approach.taken
+    assert free.approach.folding_percent == bound.approach.folding_percent > 0.1
+    assert bound.approach.energy < bound.network_energy
+    assert not bound.approach.taken
+    assert folds(bound.field) <= 0.1
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((30, 26, 35), 2), ((17, 33, 40), 2), ((16, 33, 40), 1), ((8, 9, 9), 0)])
+def test_as_many_levels_as_the_window_fits_into(shape, levels):
+    coarse = Refinement(Greedy(3)).coarse(shape)
+    assert (coarse.coarse_steps if coarse else ()) == (3,) * levels
 
 
 def test_regularity_against_numpy():
@@ -325,7 +387,7 @@ def test_a_grid_smaller_than_the_window(tmp_path, files, run_cli, tiny_model):
 
 @pytest.mark.parametrize(
     "options", [{"optimiser": Greedy(0)}, {"smoothness": -1}, {"smoothness": np.nan}, {"folding_percent": 101},
-                {"tolerance": 1}, {"patience": 0}, {"threads": -1}]
+                {"tolerance": 1}, {"patience": 0}, {"levels": -1}, {"threads": -1}]
 )  # fmt: skip
 def test_options_out_of_range(options):
     with pytest.raises(UsageError, match="refinement"):

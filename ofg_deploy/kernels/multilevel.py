@@ -34,21 +34,33 @@ class Multilevel:
 
     def check_grid(self, shape: tuple[int, ...]) -> None:
         """Raises UsageError where the window of the local NCC does not fit into the coarsest level of a grid."""
-        from ofg_deploy.kernels.levels import coarser_shape
-
-        coarse = shape
-        for _ in self.coarse_steps:
-            coarse = coarser_shape(coarse)
+        coarse = self.coarsest(shape)
         if min(coarse) < self.greedy.window:
             raise UsageError(
                 f"multilevel: grid {'x'.join(map(str, shape))} is {'x'.join(map(str, coarse))} at its coarsest "
                 f"level, smaller than the window of {self.greedy.window} voxels: use greedy, or a smaller --ncc-window"
             )
 
+    def coarsest(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Voxels of the coarsest level of a grid."""
+        from ofg_deploy.kernels.levels import coarser_shape
+
+        for _ in self.coarse_steps:
+            shape = coarser_shape(shape)
+        return shape
+
     def refine(
         self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None
     ) -> Field:
         """As ``Greedy.refine``; working memory is 52 bytes per voxel and a seventh of 40 for the coarse levels."""
+        buffers = Buffers() if buffers is None else buffers
+        field = self.approach(field, moving, fixed, threads, buffers)
+        return self.greedy.refine(field, moving, fixed, threads, buffers)
+
+    def approach(
+        self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None
+    ) -> Field:
+        """The coarse levels alone; else as ``refine``."""
         from ofg_deploy.kernels import compiled, compose, levels
         from ofg_deploy.kernels.warp import warp
 
@@ -75,7 +87,7 @@ class Multilevel:
                 composed = np.empty_like(field)
                 compose.compose(field, update, 1.0, composed)
                 field = composed
-        return self.greedy.refine(field, moving, fixed, threads, buffers)
+        return field
 
 
 def _coarser(image: Image, buffers: Buffers, name: str) -> Image:
