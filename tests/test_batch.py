@@ -130,6 +130,21 @@ def test_list_with_names_and_columns(tmp_path, images, tiny_model, run_cli) -> N
         assert len(list(csv.DictReader(stream))) == 2
 
 
+def test_pairs_that_share_a_name_are_told_apart(tmp_path, images, tiny_model, run_cli) -> None:
+    """Sessions of one subject, in a folder of its own; and a pair without a name that is called like a folder."""
+    (images / "s1.nii.gz").write_bytes(b"no image")
+    rows = [("x", 1, 0), ("x", 2, 0), ("s3_to_s0", 4, 0), ("", 3, 0)]
+    lines = [f"{name},images/s{fixed}.nii.gz,images/s{moving}.nii.gz\n" for name, moving, fixed in rows]
+    (tmp_path / "pairs.csv").write_text("".join(["name,fixed,moving\n", *lines]))
+    arguments = ["register", "--pairs", tmp_path / "pairs.csv", "-m", tiny_model().path, "-o", tmp_path / "out"]
+    code, _, err = run_cli([*arguments, "--workers", "1"])
+    assert code == 6
+    assert "1 of 4 pairs failed, the first (x/s1_to_s0)" in err
+    told = {"x/s1_to_s0": "failed", "x/s2_to_s0": "done", "s3_to_s0/s4_to_s0": "done", "s3_to_s0": "done"}
+    assert statuses(tmp_path / "out") == told
+    assert batch_record(tmp_path / "out")["counts"] == {"done": 3, "skipped": 0, "failed": 1, "pending": 0}
+
+
 BAD_LISTS = {
     "column": ("fixed,moving,movingg_labels\na.nii,b.nii,c.nii\n", "movingg_labels"),
     "no moving": ("fixed,moving\na.nii,\n", "row 1 has no moving image"),

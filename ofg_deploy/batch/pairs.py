@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def from_list(source: Path, out: Path, make: Make) -> list[Pair]:
             pairs.append(_pair(make(out=(out / name).absolute(), **given), name))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
-    return _unique(pairs, "a name in the column 'name' gives a pair a folder of its own")
+    return _unique(pairs, out, "a name in the column 'name' gives a pair a folder of its own")
 
 
 def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[str, Any]) -> list[Pair]:
@@ -130,7 +131,7 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
         for role in SEVERAL:
             files[role] = tuple(_beside(p, image["moving"], role, "moving" in found) for p in beside.get(role, ()))
         pairs.append(_pair(make(**image, **files, out=out.absolute()), ""))
-    return _unique(pairs, "list them with --pairs and a column 'name', which gives a pair a folder of its own")
+    return _unique(pairs, out, "list them with --pairs and a column 'name', which gives a pair a folder of its own")
 
 
 def shared(pairs: Iterable[Pair]) -> set[Path]:
@@ -148,8 +149,12 @@ def _pair(job: Job, name: str) -> Pair:
     return Pair(name or job.outputs("affine")["sidecar"].stem, job)
 
 
-def _unique(pairs: list[Pair], advice: str) -> list[Pair]:
-    """Raises InputError where two pairs would write the same file, also where large and small letters are one."""
+def _unique(pairs: list[Pair], out: Path, advice: str) -> list[Pair]:
+    """The pairs under names that tell them apart, as ``ofg report`` does where several share a folder.
+
+    Raises:
+        InputError: two pairs would write the same file, also where large and small letters are one.
+    """
     writers: dict[str, Pair] = {}
     for pair in pairs:
         for path in pair.job.outputs("affine").values():
@@ -158,7 +163,13 @@ def _unique(pairs: list[Pair], advice: str) -> list[Pair]:
                     f"{path} would be the result of two pairs, {other.job.moving} on {other.job.fixed} and "
                     f"{pair.job.moving} on {pair.job.fixed}: {advice}"
                 )
-    return pairs
+    often = Counter(pair.name for pair in pairs)
+    return [pair if often[pair.name] == 1 else replace(pair, name=_full_name(pair.job, out)) for pair in pairs]
+
+
+def _full_name(job: Job, out: Path) -> str:
+    sidecar = job.outputs("affine")["sidecar"]
+    return sidecar.relative_to(out.absolute()).with_name(sidecar.stem).as_posix()
 
 
 def _images(folder: Path) -> dict[str, Path]:
