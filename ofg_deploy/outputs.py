@@ -53,7 +53,7 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) ->
 
     All final paths share one folder, which is made if needed. If the body fails nothing is left. Put the file that
     marks completeness (a sidecar) last: an older one goes first, so that it never stands beside a mixture. Files of an
-    older set that the new one does not have are ``obsolete`` and go too.
+    older set that the new one does not have are ``obsolete``; with ``overwrite`` they go too.
 
     Raises:
         InputError: see ``check_writable``; also a full disk or any other failure to write.
@@ -70,7 +70,7 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) ->
         yield [scratch / path.name for path in paths]
         if len(paths) > 1:  # an old mark of completeness must not stand beside a mixture of old and new files
             paths[-1].unlink(missing_ok=True)
-        for path in obsolete:
+        for path in obsolete if overwrite else ():
             path.unlink(missing_ok=True)
         for path in paths:
             (scratch / path.name).replace(path)

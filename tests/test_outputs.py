@@ -98,6 +98,16 @@ def test_existing_files_need_overwrite(tmp_path):
     assert tree(tmp_path) == {"a": b"new", "b": b"new"}
 
 
+def test_what_is_obsolete_goes_with_overwrite_alone(tmp_path):
+    paths, old = [tmp_path / "a", tmp_path / "b"], tmp_path / "old"
+    old.write_text("somebody's")
+    for overwrite in (False, True):
+        with staged(paths, overwrite, [old]) as partials:
+            for path in partials:
+                path.write_text("new")
+        assert old.exists() is not overwrite
+
+
 def test_places_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()

@@ -217,6 +217,24 @@ def test_bids_derivatives(tmp_path, scene, run_cli):
     np.testing.assert_allclose(nib.load(tmp_path / "again.nii.gz").get_fdata(), warped, atol=1e-2)
 
 
+def test_labels_of_another_pair_stay(tmp_path, scene, run_cli):
+    """By BIDS a label map of either contrast is the same ``dseg``: a pair without one must not take it for its own."""
+    source = (tmp_path / "mov.nii.gz").read_bytes()
+    target = (tmp_path / "fix.nii.gz").rename(tmp_path / "tpl-Small_T1w.nii.gz")
+    for contrast in ("T1w", "T2w"):
+        (tmp_path / f"sub-01_{contrast}.nii.gz").write_bytes(source)
+    first, second = (["register", target, tmp_path / f"sub-01_{kind}.nii.gz", *scene[3:]] for kind in ("T1w", "T2w"))
+    labels = tmp_path / "out/sub-01_space-Small_desc-warped_dseg.nii.gz"
+    assert run_cli([*first, "--moving-labels", tmp_path / "organs.nii.gz"])[0] == 0
+    before = labels.read_bytes()
+    for more in ([], ["--overwrite"]):
+        code, _, err = run_cli([*second, *more])
+        assert code == 0, err
+        assert labels.read_bytes() == before
+    assert run_cli([*first, "--overwrite"])[0] == 0  # its own, which it makes no more
+    assert not labels.exists()
+
+
 def test_entities_keep_the_order_of_the_standard(tmp_path):
     """So that a result is again an image named by BIDS; what belonged to the old grid goes."""
     moving = Path("sub-01_space-T1w_res-1_label-GM_desc-old_probseg.nii.gz")

@@ -143,7 +143,9 @@ class Job:
     def obsolete(self, init: Init | Path) -> list[Path]:
         """What an earlier registration of this pair may have left, or says it left, and this one does not write."""
         every, wanted = self._every_output(), set(self.outputs(init).values())
-        return [path for path in {*every.values(), *_listed(every["sidecar"])} if path not in wanted]
+        listed = _listed(every["sidecar"])
+        every.pop("warped_labels")  # by BIDS those of T1w and T2w are called alike: only a sidecar tells whose they are
+        return [path for path in {*every.values(), *listed} if path not in wanted]
 
     def _every_output(self) -> dict[str, Path]:
         every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
