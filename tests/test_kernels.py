@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -237,3 +238,31 @@ def test_without_a_folder_for_compiled_code_it_says_so_and_works() -> None:
 def test_the_door_loads_neither_numba_nor_torch() -> None:
     code = "import ofg_deploy.kernels.refine, sys; assert not {'numba', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MEETING = """
+import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+import numba
+from ofg_deploy.kernels.labels import weightiest
+
+rng = np.random.default_rng(0)
+labels, index = rng.integers(0, 9, (30, 31, 32)).astype(np.int16), rng.random((3, 50000)) * 29
+
+def call(_):
+    found = np.empty(index.shape[1], np.int16)
+    weightiest(labels, index, 0, found)
+    return found
+
+alone = call(0)
+with ThreadPoolExecutor(3) as pool:
+    assert all(np.array_equal(found, alone) for found in pool.map(call, range(60)))
+print(numba.threading_layer())
+"""
+
+
+def test_pairs_may_meet_on_numbas_portable_threads():
+    """Where that pool is all there is (no OpenMP, no TBB) numba ends a process in which two threads call it at once."""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", MEETING], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "workqueue\n"), done.stderr

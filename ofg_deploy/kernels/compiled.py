@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -17,11 +19,14 @@ PLANES = 16
 """Planes of a slab. Running sums start anew in each one, so the result is the same with any number of threads."""
 
 
+_one_at_a_time = threading.Lock()
+
+
 def compiled(parallel: bool = False) -> Callable[[F], F]:
     """Decorator: machine code, IEEE division, multiply-add allowed, nothing reordered.
 
     A compiled function calls only compiled functions of its own file: numba looks for changes in that file alone, and
-    would run yesterday's code of another one.
+    would run yesterday's code of another one. Those in parallel are called from Python alone, from any thread.
     """
     options: dict[str, Any] = {"parallel": parallel, "error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
 
@@ -36,9 +41,29 @@ def compiled(parallel: bool = False) -> Callable[[F], F]:
                 stacklevel=2,
             )
             kernel = numba.njit(**options)(function)
-        return kernel
+        return _in_turn(kernel) if parallel else kernel
 
     return decorate
+
+
+def _in_turn(kernel: F) -> F:
+    """One call at a time where numba has only its portable pool of threads, which ends the process when two meet."""
+
+    @wraps(kernel)
+    def call(*arguments: Any) -> Any:
+        if _may_meet():
+            return kernel(*arguments)
+        with _one_at_a_time:
+            return kernel(*arguments)
+
+    return cast(F, call)
+
+
+def _may_meet() -> bool:
+    try:
+        return bool(numba.threading_layer() != "workqueue")
+    except ValueError:  # nothing ran in parallel yet: which pool it will be is not known
+        return False
 
 
 def most_threads() -> int:
