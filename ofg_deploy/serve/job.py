@@ -144,7 +144,8 @@ class Job:
         """What an earlier registration of this pair may have left, or says it left, and this one does not write."""
         every, wanted = self._every_output(), set(self.outputs(init).values())
         listed = _listed(every["sidecar"])
-        every.pop("warped_labels")  # by BIDS those of T1w and T2w are called alike: only a sidecar tells whose they are
+        if Names(self.fixed, self.moving).by_bids:
+            every.pop("warped_labels")  # those of T1w and T2w are called alike: only a sidecar tells whose they are
         return [path for path in {*every.values(), *listed} if path not in wanted]
 
     def _every_output(self) -> dict[str, Path]:

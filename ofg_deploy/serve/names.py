@@ -88,6 +88,11 @@ class Names:
     fixed: Path
     moving: Path
 
+    @property
+    def by_bids(self) -> bool:
+        """Whether both images are named by it, and so the outputs."""
+        return None not in (BidsName.parse(self.fixed), BidsName.parse(self.moving))
+
     def every(self) -> Iterator[tuple[str, str]]:
         """Role and name of each output that has one name."""
         fixed, moving = BidsName.parse(self.fixed), BidsName.parse(self.moving)
