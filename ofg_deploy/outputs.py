@@ -84,7 +84,7 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) ->
 
 
 def _scratch(last: Path) -> str:
-    return f".partial-{hashlib.sha256(last.name.encode()).hexdigest()[:12]}-"
+    return f".partial-{hashlib.sha256(os.fsencode(last.name)).hexdigest()[:12]}-"
 
 
 def sweep(last: Path) -> None:

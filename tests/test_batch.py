@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from ofg_deploy.batch.work import Means
 from ofg_deploy.errors import DeviceError, InputError, Interrupted
 from ofg_deploy.nifti import load_image
 from ofg_deploy.preprocess import Start
+from ofg_deploy.report.folder import entries
+from ofg_deploy.report.rows import Failure
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
@@ -220,6 +225,25 @@ def test_bad_pairs_are_rows_and_the_rest_goes_on(tmp_path, images, atlas, tiny_m
     (images / "s2.nii.gz").unlink()
     assert run_cli([*arguments, "--resume"])[0] == 0
     assert not (tmp_path / "out/failures.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="any bytes but 0 and / name a file on Linux alone")
+def test_names_that_are_no_text_or_several_lines(tmp_path, images, atlas, tiny_model) -> None:
+    odd = [os.fsdecode(b"good\xff.nii.gz"), os.fsdecode(b"bad\xff.nii.gz"), "bad\u2028\n,b.nii.gz"]
+    for number, name in enumerate(odd, start=1):
+        image = (images / f"s{number}.nii.gz").rename(images / name)
+        if name.startswith("bad"):
+            image.write_bytes(b"no image")
+    command = [sys.executable, "-m", "ofg_deploy", "register", atlas, images, "-m", tiny_model().path, "--report", "-o"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*command, tmp_path / "out"], capture_output=True, check=False, env=environment)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, len(lines)) == (6, 3), lines
+    assert "2 of 4 pairs failed" in lines[-1]
+    assert os.fsdecode(b"good\xff_to_atlas.json") in os.listdir(tmp_path / "out")  # noqa: PTH208
+    found = {entry.name for entry in entries(tmp_path / "out") if isinstance(entry, Failure)}
+    assert found == {"bad\\udcff_to_atlas", "bad\u2028\n,b_to_atlas"}
+    assert (tmp_path / "out/report.html").exists()
 
 
 def test_parts_are_disjoint_and_complete(tmp_path, images, atlas, tiny_model, run_cli) -> None:

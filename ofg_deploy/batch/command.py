@@ -155,7 +155,8 @@ def _progress(stderr: Console, record: Record) -> Iterator[Callable[[Outcome], N
             record.add(outcome)
             progress.update(task, advance=1, said=_rate(record))
             if outcome.status == "failed":
-                progress.console.print(f"ofg: warning: {outcome.name} failed: {outcome.error}", soft_wrap=True)
+                name = " ".join(outcome.name.split())
+                progress.console.print(f"ofg: warning: {name} failed: {outcome.error}", soft_wrap=True)
             if not stderr.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
                 told = time.monotonic()
                 stderr.print(f"ofg: {_so_far(record)}, {_rate(record)}{_left(record)}", soft_wrap=True)

@@ -87,7 +87,8 @@ class Record:
             rows = csv.writer(table, lineterminator="\n")
             rows.writerow(("pair", "error", "exit_code"))
             rows.writerows((outcome.name, outcome.error, outcome.exit_code) for outcome in self.failed)
-            write_bytes(self.failures_path, table.getvalue().encode())
+            # Bytes of a file name that are no text are shown as such.
+            write_bytes(self.failures_path, table.getvalue().encode("utf-8", "backslashreplace"))
         else:
             self.failures_path.unlink(missing_ok=True)
         write_bytes(self.path, to_json(self.content()).encode())

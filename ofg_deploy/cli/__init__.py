@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -18,6 +19,8 @@ from ofg_deploy.errors import Interrupted, OfgError
 
 def main() -> None:
     """Entry point: every expected error is one line and its own exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may hold bytes that are no text
     try:
         code = app(prog_name="ofg", standalone_mode=False)
     except OfgError as error:

@@ -47,11 +47,11 @@ def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: boo
     console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)
     bad = [row for row in rows if row.status != "pass"]
     for row in bad[:SHOWN]:
-        console.print(_printable(f"{row.name}: {'; '.join(row.why)}"), soft_wrap=True)
+        console.print(f"{row.name}: {'; '.join(row.why)}", soft_wrap=True)
     if len(bad) > SHOWN:
         console.print(f"and {len(bad) - SHOWN} more, in the report", soft_wrap=True)
     for path in order.outputs:
-        console.print(_printable(str(path)), soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
     conclude(rows, qc_fail, order.html)
 
 
@@ -123,8 +123,3 @@ def conclude(rows: Sequence[Row], qc_fail: bool, where: Path | None = None) -> N
             f"{len(unreadable)} of {len(rows)} pairs cannot be read in full, the first ({unreadable[0].name}): "
             f"{unreadable[0].problem}{see}"
         )
-
-
-def _printable(text: str) -> str:
-    """Bytes of a file name that are no text as escapes, which any terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()

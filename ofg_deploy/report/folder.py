@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import read_text
+from ofg_deploy.outputs import read_csv, read_text
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import Failure
 
@@ -50,8 +49,8 @@ def _is_pair(path: Path) -> bool:
 
 
 def _failures(path: Path) -> list[Failure]:
-    try:
-        rows = list(csv.DictReader(read_text(path).splitlines(keepends=True)))
-        return [Failure(row["pair"], row["error"]) for row in rows]
-    except (csv.Error, KeyError) as error:
-        raise InputError(f"{path} is no table of ofg register, with columns pair and error: {error!r}") from error
+    header, rows = read_csv(path)
+    if not {"pair", "error"} <= set(header):
+        raise InputError(f"{path} is no table of ofg register, with columns pair and error")
+    name, error = header.index("pair"), header.index("error")
+    return [Failure(row[name], row[error]) for row in rows]
