@@ -1,6 +1,6 @@
-"""Runs ``ofg`` and kills this process, as the kernel would, at a certain point of the third pair.
+"""Runs ``ofg`` and kills this process, as the kernel or a batch system would, at a certain point of a pair.
 
-Arguments: the point, then those of ``ofg``. Prints the processes it had started.
+Arguments: the signal, the point, the number of the pair, then those of ``ofg``. Prints the processes it had started.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def killing(whole: Any, number: int) -> Any:
         calls.append(1)
         if len(calls) == number:
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), deadly)
         return done
 
     return once
@@ -33,9 +33,9 @@ def killing(whole: Any, number: int) -> Any:
 if __name__ == "__main__":
     from ofg_deploy.cli import main
 
-    point = sys.argv.pop(1)
+    deadly, point, pair = signal.Signals[sys.argv.pop(1)], sys.argv.pop(1), int(sys.argv.pop(1))
     if point == "half-written":
-        dialects.write = killing(dialects.write, 3)
+        dialects.write = killing(dialects.write, pair)
     else:  # files are moved to their places: the record of the batch, then four files of each pair
-        Path.replace = killing(Path.replace, 1 + 4 + 4 + 2)  # type: ignore[method-assign]
+        Path.replace = killing(Path.replace, 1 + 4 * (pair - 1) + 2)  # type: ignore[method-assign]
     main()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from batches import results, statuses, write_subjects
+
+from ofg_deploy.batch.aligners import Aligners
+from ofg_deploy.errors import DeviceError
+from ofg_deploy.nifti import load_image
+from ofg_deploy.preprocess import Start
 
 HERE = Path(__file__).parent
 
@@ -20,6 +27,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def run_killed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, HERE / "killed_batch.py", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -33,9 +46,7 @@ def test_killed_and_resumed(tmp_path, make_grid, world_image, tiny_model, run_cl
         common = ["--init", "rigid", "--workers", "1", "--threads", "1", "--resume"]
         return ["register", *map(str, (atlas, images, "-m", model, "-o", tmp_path / out)), *common]
 
-    command = [sys.executable, HERE / "killed_batch.py", point, *arguments("killed")]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    killed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    killed = run_killed("SIGKILL", point, 3, *arguments("killed"))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "Error" not in killed.stderr
     out = tmp_path / "killed"
@@ -54,3 +65,58 @@ def test_killed_and_resumed(tmp_path, make_grid, world_image, tiny_model, run_cl
     assert list(statuses(out).values()) == ["skipped", "skipped", "done", "done", "done"]
     assert results(out) == results(tmp_path / "whole")
     assert not list(out.rglob(".partial-*"))
+
+
+def test_ended_by_a_batch_system_and_resumed(tmp_path, make_grid, world_image, tiny_model, run_cli) -> None:
+    """SIGTERM, as from SLURM: the pair that is being written is finished, nothing is left half-written."""
+    images = write_subjects(tmp_path / "images", 5, make_grid, world_image)
+    atlas = (images / "s0.nii.gz").rename(tmp_path / "atlas.nii.gz")
+    common = ["-m", tiny_model().path, "--init", "rigid", "--threads", "1", "-o", tmp_path / "out"]
+    line = ["register", atlas, images, *common, "--workers", "1", "--resume"]
+    ended = run_killed("SIGTERM", "half-written", 2, *line)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "2 of 4 pairs done, 2 not begun or not finished; the same command with --resume goes on" in ended.stderr
+    assert list(statuses(tmp_path / "out").values()) == ["done", "done", "pending", "pending"]
+    assert not list(tmp_path.rglob(".partial-*"))
+    assert run_cli(line)[0] == 0
+    assert list(statuses(tmp_path / "out").values()) == ["skipped", "skipped", "done", "done"]
+
+
+def test_a_single_registration_ended_leaves_nothing(tmp_path, make_grid, world_image, tiny_model) -> None:
+    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
+    pair = ["register", images / "s0.nii.gz", images / "s1.nii.gz", "-m", tiny_model().path, "-o", tmp_path / "out"]
+    ended = run_killed("SIGTERM", "half-written", 1, *pair)
+    assert (ended.returncode, ended.stderr) == (130, "ofg: error: interrupted\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_aligner_stops_all_who_ask(tmp_path, make_grid, world_image) -> None:
+    """Those who wait for it and those who come later, with one reason."""
+    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
+    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    aligners = Aligners(1)
+    aligners.align(Start("rigid"), fixed, moving)
+    [process] = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="died, perhaps for want of memory"):
+            aligners.align(Start("rigid"), fixed, moving)
+    aligners.close()
+
+
+def test_nobody_waits_for_a_start_that_is_not_wanted(tmp_path, make_grid, world_image) -> None:
+    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
+    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    aligners = Aligners(1)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(aligners.align, Start("affine"), fixed, moving) for _ in range(2)]
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        aligners.close()
+        for future in asked:
+            with pytest.raises(CancelledError):
+                future.result()
+    assert not multiprocessing.active_children()
+    with pytest.raises(CancelledError):
+        aligners.align(Start("affine"), fixed, moving)

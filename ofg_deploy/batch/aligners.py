@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from ofg_deploy.errors import OfgError
+from ofg_deploy.errors import DeviceError
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import IMAGE_BASED, Start
@@ -26,31 +26,46 @@ class Aligners:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def align(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
-        """(4, 4) moving_from_fixed. Raises as ``Start.moving_from_fixed``; OfgError where the process died."""
+        """(4, 4) moving_from_fixed.
+
+        Raises:
+            AlignerDied: a process died. CancelledError: ``close`` was called. Otherwise as ``Start.moving_from_fixed``.
+        """
         if start.matrix is not None or start.init not in IMAGE_BASED:
             return start.moving_from_fixed(fixed, moving)
-        with self._lock:
-            if self._pool is None:
-                # Not forked: the threads of this process would be missing there, and whatever they had locked.
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self._count, context, _begin)
-            future = self._pool.submit(_align, start, fixed, moving)
         try:
-            return future.result()
+            return self._submit(start, fixed, moving).result()
         except BrokenProcessPool as error:
+            if self._closed:
+                raise CancelledError from error
             raise AlignerDied(
                 "a process that looks for the affine start died, perhaps for want of memory: use fewer --workers"
             ) from error
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, at once: they write nothing."""
+        with self._lock:
+            self._closed = True
         if self._pool:
+            for process in multiprocessing.active_children():  # this process has no others
+                process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> Future[Matrix]:
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            if self._pool is None:
+                # Not forked: the threads of this process would be missing there, and whatever they had locked.
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(self._count, context, _begin)
+            return self._pool.submit(_align, start, fixed, moving)
 
-class AlignerDied(OfgError):
+
+class AlignerDied(DeviceError):
     """No later pair of the batch could find its start either."""
 
 

@@ -62,8 +62,10 @@ class Here:
             for future in as_completed(set(waiting)):
                 waiting.discard(future)
                 done(future.result())
+        except BaseException:
+            self._worker.close()
+            raise
         finally:
-            self._worker.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for future in waiting:
                 if not future.cancelled():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ofg_deploy.batch.aligners import AlignerDied, Aligners
+from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.batch.done import is_done
 from ofg_deploy.batch.engines import Engines, open_engines
 from ofg_deploy.batch.pairs import Pair
@@ -155,7 +155,7 @@ class Worker:
                 return Outcome(pair.name, "done" if again else "skipped", where)
             with threads(self._kernel_threads):
                 warnings = self._register(job)
-        except (CancelledError, DeviceError, AlignerDied, NowhereToWrite):
+        except (CancelledError, DeviceError, NowhereToWrite):
             raise
         except Exception as error:
             if os.environ.get("OFG_DEBUG") and not isinstance(error, OfgError):

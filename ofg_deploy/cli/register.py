@@ -115,6 +115,7 @@ def register(
 
     A batch: --pairs LIST, two folders (by file name), or one image and a folder.
     """
+    import signal
     from functools import partial
 
     from ofg_deploy.batch.command import Running
@@ -126,6 +127,7 @@ def register(
     from ofg_deploy.serve.job import Job, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: batch systems end their jobs with it
     make = partial(
         Job,
         init=parse_init(init),
