@@ -418,6 +418,29 @@ def test_lost_device_stops_the_batch(tmp_path, images, atlas, tiny_model) -> Non
     assert set(statuses(out).values()) == {"pending"}
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtime_that_fails_stops_the_batch(tmp_path, images, atlas, tiny_model, runtime) -> None:
+    """What a runtime raises where a GPU is gone or its memory is full is a class of its own, in no tree of ours."""
+    pytest.importorskip(runtime)
+
+    class Gone:
+        def run(self, *_):
+            raise RuntimeError("CUDA failure 999: unknown error\nstack")
+
+        def infer(self, *_, **__):
+            self.run()
+
+    def broken(model, *_):
+        engine = open_engine(model, "cpu", 1, runtime=runtime)
+        engine._session = engine._request = Gone()
+        return [engine]
+
+    out = tmp_path / "out"
+    with pytest.raises(DeviceError, match=f"{runtime} .* failed on CPU.*: CUDA failure 999.*the batch stopped, 0 of 4"):
+        register(_pairs(atlas, images, out), out, _means(tiny_model().path, out, open=broken), Running(), [])
+    assert set(statuses(out).values()) == {"pending"}
+
+
 def test_several_pairs_in_one_run(tmp_path, images, atlas, tiny_model, run_cli) -> None:
     """Elementwise arithmetic has no order of summation: here a batch must not change a bit."""
     model = tiny_model(**GAINS).path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +69,7 @@ class OnnxRuntimeEngine:
         if self._session.get_inputs()[0].shape[0] == 1:
             raise UsageError("this model takes one pair at a time: leave --batch-size out, or export it again")
         self.contract.on_grid(moving.shape[1:])
-        fields: Field = self._session.run(["field"], {"moving": moving[:, None], "fixed": fixed[:, None]})[0]
-        return fields
+        return self._outputs(["field"], {"moving": moving[:, None], "fixed": fixed[:, None]})[0]
 
     def run(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> dict[str, Field]:
         """Every output of the contract by name, as (channels, X, Y, Z). UsageError: a grid it does not take."""
@@ -77,7 +77,15 @@ class OnnxRuntimeEngine:
             self.contract.on_grid(image.shape)
         inputs = {"moving": moving[None, None], "fixed": fixed[None, None]}
         names = self.contract.outputs
-        return {name: found[0] for name, found in zip(names, self._session.run(names, inputs), strict=True)}
+        return {name: found[0] for name, found in zip(names, self._outputs(names, inputs), strict=True)}
+
+    def _outputs(self, names: Sequence[str], inputs: dict[str, npt.NDArray[np.float32]]) -> list[Field]:
+        """DeviceError: on a grid it takes, a network fails for reasons that are no pair's own."""
+        try:
+            found: list[Field] = self._session.run(names, inputs)
+        except Exception as error:  # its exception types share no base class
+            raise DeviceError(f"{self.runtime} failed on {self.provider}: {_first_line(error)}") from error
+        return found
 
 
 def offers_cuda() -> bool:

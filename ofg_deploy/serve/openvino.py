@@ -76,7 +76,10 @@ class OpenVinoEngine:
             self._compile_for(self.contract.on_grid(moving.shape).shape)
         given = {"moving": moving, "fixed": fixed}
         shared = {k: np.ascontiguousarray(v, dtype=np.float32)[None, None] for k, v in given.items()}
-        self._request.infer(shared, share_inputs=True)
+        try:
+            self._request.infer(shared, share_inputs=True)
+        except Exception as error:  # its exception types share no base class
+            raise DeviceError(f"{self.runtime} failed on {self.provider}: {_reason(error)}") from error
         predicted: Field = self._request.get_output_tensor(0).data[0]
         if not self._velocity:
             return predicted.copy()  # the next run writes there
