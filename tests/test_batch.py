@@ -296,6 +296,26 @@ def test_resume_repeats_nothing_and_refuses_what_is_not_the_same(tmp_path, image
     assert list(statuses(out).values()) == ["done", "skipped", "skipped", "done"]
 
 
+def test_resume_takes_no_file_of_another_pair(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    """By BIDS the warped images of two that differ in ``desc`` are called alike; within one list that is refused."""
+    target = atlas.rename(tmp_path / "tpl-Small_T1w.nii.gz")
+    for number, name in ((1, "raw"), (2, "denoised")):
+        (tmp_path / name).mkdir()
+        (images / f"s{number}.nii.gz").rename(tmp_path / name / f"sub-01_desc-{name}_T1w.nii.gz")
+
+    def run(name: str, *more: object) -> tuple[int, str, str]:
+        common = ["-m", tiny_model().path, "-o", tmp_path / "out", "--resume"]
+        return run_cli(["register", target, tmp_path / name, *common, *more])
+
+    assert run("raw")[0] == 0
+    before = results(tmp_path / "out")
+    code, _, err = run("denoised")
+    assert code == 6
+    assert "desc-warped_T1w.nii.gz belongs to sub-01_from-sub01descrawT1w_to-Small_mode-image_xfm.json" in err
+    assert results(tmp_path / "out") == before
+    assert run("denoised", "--overwrite")[0] == 0
+
+
 def test_full_disk_stops_with_one_line(tmp_path, images, atlas, tiny_model, run_cli, monkeypatch) -> None:
     whole = work.finish
 

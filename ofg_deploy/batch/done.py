@@ -16,11 +16,12 @@ def is_done(job: Job, engine: Engine) -> bool:
     """All results of the job are there, and a registration now would give the same.
 
     Raises:
-        InputError: there are results, but of other inputs, options, start, model, runtime or version.
+        InputError: there are results, but of other inputs, options, start, model, runtime or version, or another pair's.
     """
     init = job.init or engine.contract.on_grid(job.grid).init
     outputs = job.outputs(init)
     if not outputs["sidecar"].exists():
+        _check_nobodys(outputs)
         return False
     try:
         others = differences(job, engine, read_json(outputs["sidecar"]))
@@ -48,6 +49,22 @@ def differences(job: Job, engine: Engine, record: dict[str, Any]) -> list[str]:
         **{role: given.get(role) == told.get(role) for role in sorted({*given, *told})},
     }
     return [name for name, alike in same.items() if not alike]
+
+
+def _check_nobodys(outputs: dict[str, Path]) -> None:
+    """Files without our sidecar are a killed run's, unless they are another pair's: by BIDS some are called alike."""
+    sidecar = outputs["sidecar"]
+    names = {path.name for path in outputs.values() if path.exists()}
+    for other in sidecar.parent.glob("*.json") if names else ():
+        try:
+            taken = names & set(read_json(other)["outputs"].values())
+        except (InputError, KeyError, TypeError, AttributeError):  # no sidecar
+            continue
+        if taken:
+            raise InputError(
+                f"{sidecar.with_name(min(taken))} belongs to {other.name}: choose another output, or replace it with "
+                "--overwrite"
+            )
 
 
 def _digest(path: Path) -> str | None:
