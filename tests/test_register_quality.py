@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from batches import write_subjects
 from report_pairs import Done, Page, run_ofg
+
+from ofg_deploy.report.folder import entries
 
 pytest.importorskip("onnxruntime")
 
@@ -108,3 +111,23 @@ def test_parts_leave_the_verdict_to_the_whole(register: Register, images: Path, 
     assert done.returncode == 2
     assert "after the parts run ofg report" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_that_is_mended_is_none(tmp_path, make_grid, world_image, tiny_model, run_cli) -> None:
+    """A part of a batch leaves its table; the whole, later, does not know of it."""
+    images = write_subjects(tmp_path / "images", 3, make_grid, world_image)
+    atlas, good = (images / "s0.nii.gz").rename(tmp_path / "atlas.nii.gz"), (images / "s2.nii.gz").read_bytes()
+    (images / "s2.nii.gz").write_bytes(b"no image")
+    batch = ["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "out"]
+    assert run_cli([*batch, "--num-parts", 2, "--part-id", 1])[0] == 6
+    told = ["s2_to_atlas"]
+    assert [entry.name for entry in entries(tmp_path / "out")] == told
+    record = tmp_path / "out/batch_part-1-of-2.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "written": "2026-01-01T00:00:00+00:00"}))  # not in the same second
+    (images / "s2.nii.gz").write_bytes(good)
+    assert run_cli([*batch, "--resume"])[0] == 0
+    assert (tmp_path / "out/failures_part-1-of-2.csv").exists()
+    assert [entry.name for entry in entries(tmp_path / "out")] == ["s1_to_atlas", *told]
+    record.write_text(json.dumps({**content, "written": "2126-01-01T00:00:00+00:00"}))  # tried again since, in vain
+    assert [entry.name for entry in entries(tmp_path / "out")] == ["s1_to_atlas", *told, *told]

@@ -16,7 +16,8 @@ def is_done(job: Job, engine: Engine) -> bool:
     """All results of the job are there, and a registration now would give the same.
 
     Raises:
-        InputError: there are results, but of other inputs, options, start, model, runtime or version, or another pair's.
+        InputError: there are results, but of other inputs, options, start, model, runtime or version; or files are
+            another pair's.
     """
     init = job.init or engine.contract.on_grid(job.grid).init
     outputs = job.outputs(init)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from ofg_deploy.report.rows import Failure
 def entries(folder: Path) -> list[Registration | Failure]:
     """Every pair of the folder and of the folders in it by name, those that could not be registered last.
 
-    A named pair of a batch has a folder of its own and is called like it. What begins with a dot is unfinished. A JSON
-    file that does not parse is taken for a broken sidecar and comes along; other records of ours and files of
-    somebody else's do not.
+    A failure is over where the pair was registered after the batch that tells of it, by another part or alone. A named
+    pair of a batch has a folder of its own and is called like it. What begins with a dot is unfinished. A JSON file that
+    does not parse is taken for a broken sidecar and comes along; other records of ours and files of somebody else's do
+    not.
 
     Raises:
         InputError: not a folder, or no pair in it.
@@ -30,7 +33,8 @@ def entries(folder: Path) -> list[Registration | Failure]:
         alone = len(paths) == 1
         found += [Registration(p, called=inner.name if alone else f"{inner.name}/{p.stem}") for p in paths]
     for table in sorted([*folder.glob("failures.csv"), *folder.glob("failures_part-*.csv")]):
-        found += _failures(table)
+        over = _since(table, found)
+        found += [failure for failure in _failures(table) if failure.name not in over]
     if not found:
         raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its --out folder")
     return found
@@ -46,6 +50,21 @@ def _is_pair(path: Path) -> bool:
     except (ValueError, RecursionError):  # InputError is one, too
         return True
     return isinstance(record, dict) and record.get("tool") == "ofg_deploy" and "transform" in record
+
+
+def _since(table: Path, found: Sequence[Registration | Failure]) -> set[str]:
+    """Pairs that were registered after the batch that left this table; none where its record is not there."""
+    created: dict[str, str] = {}
+    for entry in (entry for entry in found if isinstance(entry, Registration)):
+        with suppress(InputError, KeyError):
+            created[entry.name] = entry.record["created"]
+    try:
+        written = json.loads(read_text(table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")))[
+            "written"
+        ]
+        return {name for name, at in created.items() if at > written}  # both UTC, to the second
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _failures(path: Path) -> list[Failure]:
