@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
@@ -61,7 +61,8 @@ class Here:
         try:
             for future in as_completed(set(waiting)):
                 waiting.discard(future)
-                done(future.result())
+                with suppress(CancelledError):  # by another pair's failure, which comes too
+                    done(future.result())
         except BaseException:
             self._worker.close()
             raise

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -115,7 +116,8 @@ class OnRay:
                 [ref], _ = self._ray.wait(list(under_way), num_returns=1)
                 pair, actor = under_way.pop(ref)
                 try:
-                    done(self._get(ref))
+                    with suppress(CancelledError):  # by another pair's failure, which comes too
+                        done(self._get(ref))
                 except self._ray.exceptions.RayActorError:
                     self._actors = [other for other in self._actors if other != actor]
                     deaths[pair.name] += 1
@@ -137,7 +139,7 @@ class OnRay:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, OfgError):
+            if isinstance(error.cause, OfgError | CancelledError):
                 raise error.cause from None
             raise
 

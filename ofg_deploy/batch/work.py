@@ -156,6 +156,7 @@ class Worker:
             with threads(self._kernel_threads):
                 warnings = self._register(job)
         except (CancelledError, DeviceError, NowhereToWrite):
+            self.stop.set()  # here and now: the next pair may be done before anybody hears of this one
             raise
         except Exception as error:
             if os.environ.get("OFG_DEBUG") and not isinstance(error, OfgError):

@@ -18,9 +18,9 @@ def entries(folder: Path) -> list[Registration | Failure]:
     """Every pair of the folder and of the folders in it by name, those that could not be registered last.
 
     A failure is over where the pair was registered after the batch that tells of it, by another part or alone. A named
-    pair of a batch has a folder of its own and is called like it. What begins with a dot is unfinished. A JSON file that
-    does not parse is taken for a broken sidecar and comes along; other records of ours and files of somebody else's do
-    not.
+    pair of a batch has a folder of its own and is called like it. What begins with a dot is unfinished. A JSON file
+    that does not parse is taken for a broken sidecar and comes along; other records of ours and files of somebody
+    else's do not.
 
     Raises:
         InputError: not a folder, or no pair in it.
@@ -58,10 +58,9 @@ def _since(table: Path, found: Sequence[Registration | Failure]) -> set[str]:
     for entry in (entry for entry in found if isinstance(entry, Registration)):
         with suppress(InputError, KeyError):
             created[entry.name] = entry.record["created"]
+    batch = table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")
     try:
-        written = json.loads(read_text(table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")))[
-            "written"
-        ]
+        written = json.loads(read_text(batch))["written"]
         return {name for name, at in created.items() if at > written}  # both UTC, to the second
     except (ValueError, KeyError, TypeError, RecursionError):
         return set()
