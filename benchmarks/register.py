@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--before", type=Path, help="another checkout of this project")
     parser.add_argument("--tools", type=Path, help="folder with picsl_greedy and convexAdam")
-    parser.add_argument("--refine", type=int, default=60)
+    parser.add_argument("--refine", type=int, default=20)
     parser.add_argument("--runtime", nargs="+", default=["openvino", "onnxruntime"])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
