@@ -166,6 +166,18 @@ def test_damaged_composites_crash_a_process_of_their_own(tmp_path, grid, monkeyp
         load_map(path)
 
 
+def test_composites_where_memory_cannot_be_limited(tmp_path, grid, monkeypatch):
+    """As on macOS, where the limit itself is refused."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import resource\ndef refuse(*_):\n    raise ValueError('current limit exceeds maximum limit')\n"
+        "resource.setrlimit = refuse\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "Composite.h5"
+    sitk.WriteTransform(sitk.CompositeTransform([sitk.AffineTransform(3)]), str(path))
+    assert outcome(path, "itk-h5", grid) == "read"
+
+
 cells = st.one_of(
     st.sampled_from(
         ["x", "Y", " z ", "name", "inside", "", "1", "-2.5e1", "nan", "inf", "1e308", "1_0", '"a\nb"', "0x1"]

@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def read_aside(path: Path) -> list[WorldMap]:
 def _hand_over(path: Path, megabytes: int) -> None:
     from ofg_deploy.transform.itk import read_composite
 
-    resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
+    with suppress(ValueError):  # macOS takes no such limit: a process there maps more from its start
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the libraries print is none of it
         try:
