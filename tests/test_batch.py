@@ -179,6 +179,7 @@ def test_options_that_make_no_sense(tmp_path, images, tiny_model, run_cli) -> No
     common = ["-m", tiny_model().path, "-o", tmp_path / "out"]
     one, two = images / "s0.nii.gz", images / "s1.nii.gz"
     (tmp_path / "pairs.csv").write_text(f"fixed,moving\n{one},{two}\n")
+    (tmp_path / "start.csv").write_text(f"fixed,moving,init\n{one},{two},rigit\n")
     for arguments, said in (
         ([one], "FIXED and MOVING are needed"),
         ([one, two, "--resume"], "go with a batch"),
@@ -186,10 +187,12 @@ def test_options_that_make_no_sense(tmp_path, images, tiny_model, run_cli) -> No
         ([one, images, "--moving-labels", one], "a folder is needed"),
         ([one, images, "--num-parts", "2", "--part-id", "2"], "numbered 0 to"),
         ([one, images, "--workers", "-1"], "--workers -1"),
+        ([one, images, "-o", images / ".." / "images"], "is the folder of the images"),
+        (["--pairs", tmp_path / "start.csv"], "start.csv, row 1: --init rigit"),
         ([one, images, "--batch-size", "0"], "--batch-size 0"),
         ([one, images, "--address", "somewhere:1"], "--executor ray"),
     ):
-        code, _, err = run_cli(["register", *arguments, *common])
+        code, _, err = run_cli(["register", *common, *arguments])
         assert (code, err.count("\n")) == (2, 1), err
         assert said in err
     assert not (tmp_path / "out").exists()
@@ -503,3 +506,9 @@ def test_shared_images_are_read_once_and_only_read(images, monkeypatch) -> None:
         small.image(path, 10**6)
         small.image(other, 10**6)
     assert len(small._kept) == 1
+    [held] = small._kept
+    small._shared |= {images / "s2.nii.gz"}
+    data = np.arange(64000, dtype=np.float32).reshape(40, 40, 40)
+    nib.save(nib.Nifti1Image(data, image.affine), images / "s2.nii.gz")
+    small.image(images / "s2.nii.gz", 10**6)  # larger than all that is kept: nothing makes way for it
+    assert list(small._kept) == [held]

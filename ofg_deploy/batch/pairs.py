@@ -84,13 +84,13 @@ def from_list(source: Path, out: Path, make: Make) -> list[Pair]:
             raise InputError(f"{where}: {name!r} is no name for a folder: use letters, digits and _ . + -")
         if missing := {"fixed", "moving"} - given.keys():
             raise InputError(f"{where} has no {min(missing)} image: {NEEDED['fixed']}")
-        if "init" in given:
-            start = parse_init(given["init"])
-            given["init"] = (source.parent / start).absolute() if isinstance(start, Path) else start
         for column in set(COLUMNS) & given.keys() - {"init"}:
             paths = tuple((source.parent / text.strip()).absolute() for text in given[column].split(";"))
             given[column] = paths if column in SEVERAL else (source.parent / given[column]).absolute()
         try:
+            if "init" in given:
+                start = parse_init(given["init"])
+                given["init"] = (source.parent / start).absolute() if isinstance(start, Path) else start
             pairs.append(_pair(make(out=(out / name).absolute(), **given), name))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
@@ -109,9 +109,11 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
 
     Raises:
         InputError: an image without its counterpart, or two pairs whose results would be called the same.
-        UsageError: a file where a folder is needed.
+        UsageError: a file where a folder is needed, or results among the images.
     """
     sides = {"fixed": fixed, "moving": moving}
+    if out.resolve() in {path.resolve() for path in sides.values()}:
+        raise UsageError(f"--out {out} is the folder of the images: the next run would take results for images")
     found = {side: _images(path) for side, path in sides.items() if path.is_dir()}
     if len(found) == 2:
         for here, there in (("fixed", "moving"), ("moving", "fixed")):

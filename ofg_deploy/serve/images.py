@@ -65,7 +65,9 @@ class Images:
             read = {key: future for key, future in self._kept.items() if future.done()}
             sizes = {key: 0 if future.exception() else future.result().data.nbytes for key, future in read.items()}
             total = sum(sizes.values())
-            for key, size in sizes.items():
+            for key, size in sorted(
+                sizes.items(), key=lambda item: item[1] <= self._max_bytes
+            ):  # none fits beside those
                 if size == 0 or total > self._max_bytes:
                     del self._kept[key]
                     total -= size
