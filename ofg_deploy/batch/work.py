@@ -155,11 +155,9 @@ class Worker:
                 return Outcome(pair.name, "done" if again else "skipped", where)
             with threads(self._kernel_threads):
                 warnings = self._register(job)
-        except (CancelledError, DeviceError, NowhereToWrite):
-            self.stop.set()  # here and now: the next pair may be done before anybody hears of this one
-            raise
-        except Exception as error:
-            if os.environ.get("OFG_DEBUG") and not isinstance(error, OfgError):
+        except BaseException as error:
+            if _stops(error):
+                self.stop.set()  # here and now: the next pair may be done before anybody hears of this one
                 raise
             seconds = round(time.perf_counter() - start, 3)
             return Outcome(pair.name, "failed", where, seconds, _line(error), getattr(error, "exit_code", 1))
@@ -203,7 +201,14 @@ def sidecar_of(job: Job) -> Path:
     return job.outputs("affine")["sidecar"]  # the same with any start
 
 
-def _line(error: Exception) -> str:
+def _stops(error: BaseException) -> bool:
+    """The next pair would fare no better, or somebody wants to see the traceback."""
+    if isinstance(error, CancelledError | DeviceError | NowhereToWrite):
+        return True
+    return not isinstance(error, Exception) or (bool(os.environ.get("OFG_DEBUG")) and not isinstance(error, OfgError))
+
+
+def _line(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "out of memory: use fewer --workers or a machine with more"
