@@ -197,7 +197,8 @@ def test_the_field_of_a_pair_comes_back_through_the_gpu(
     assert (engine.runtime, engine.provider) == (f"tensorrt {rtx.__version__}", "Fake GPU (sm86)")
     calls = cuda.calls
     assert calls.count("cudaMalloc") == 3
-    upload, wait = ["cudaMemcpyAsync"] * 2, ["cudaMemcpyAsync", "cudaStreamSynchronize"]
+    # The device first: it is a thread's own, and a batch predicts in several.
+    upload, wait = ["cudaSetDevice", "cudaMemcpyAsync", "cudaMemcpyAsync"], ["cudaMemcpyAsync", "cudaStreamSynchronize"]
     capture = ["cudaStreamBeginCapture", "execute", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"]
     for run, expected in enumerate(
         [
