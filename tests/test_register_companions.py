@@ -235,6 +235,20 @@ def test_labels_of_another_pair_stay(tmp_path, scene, run_cli):
     assert not labels.exists()
 
 
+def test_the_pair_turned_round_keeps_its_transform(tmp_path, scene, run_cli):
+    """Within a subject its transform is called as the inverse of this pair would be."""
+    images = [(tmp_path / f"{name}.nii.gz").rename(tmp_path / f"sub-01_{kind}.nii.gz") for name, kind in
+              (("fix", "T1w"), ("mov", "T2w"))]  # fmt: skip
+    there, back = (["register", *pair, *scene[3:]] for pair in (images, images[::-1]))
+    transform = tmp_path / "out/sub-01_from-sub01T1w_to-sub01T2w_mode-image_xfm.nii.gz"
+    assert run_cli(back)[0] == 0
+    before = transform.read_bytes()
+    for more in ([], ["--overwrite"]):
+        code, _, err = run_cli([*there, *more])
+        assert code == 0, err
+        assert transform.read_bytes() == before
+
+
 def test_entities_keep_the_order_of_the_standard(tmp_path):
     """So that a result is again an image named by BIDS; what belonged to the old grid goes."""
     moving = Path("sub-01_space-T1w_res-1_label-GM_desc-old_probseg.nii.gz")

@@ -143,10 +143,10 @@ class Job:
     def obsolete(self, init: Init | Path) -> list[Path]:
         """What an earlier registration of this pair may have left, or says it left, and this one does not write."""
         every, wanted = self._every_output(), set(self.outputs(init).values())
-        listed = _listed(every["sidecar"])
-        if Names(self.fixed, self.moving).by_bids:
-            every.pop("warped_labels")  # those of T1w and T2w are called alike: only a sidecar tells whose they are
-        return [path for path in {*every.values(), *listed} if path not in wanted]
+        # By BIDS labels of T1w and T2w are called alike, and the inverse like the transform of the pair turned round:
+        # only a sidecar tells whose they are.
+        mine = () if Names(self.fixed, self.moving).by_bids else every.values()
+        return [path for path in {*mine, *_listed(every["sidecar"])} if path not in wanted]
 
     def _every_output(self) -> dict[str, Path]:
         every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
@@ -172,14 +172,10 @@ def parse_init(text: str | None) -> Init | Path | None:
 
 
 def _listed(sidecar: Path) -> list[Path]:
-    """Files of warped label maps and channels that an older sidecar of ours names: how many there were is not known."""
+    """Files beside it that an older sidecar of ours names."""
     try:
         record = read_json(sidecar)
-        named = record["outputs"].items() if record["tool"] == "ofg_deploy" else []
-        return [
-            sidecar.with_name(name)
-            for role, name in named
-            if role.startswith(("warped_labels", "warped_also")) and Path(name).name == name
-        ]
+        named = record["outputs"].values() if record["tool"] == "ofg_deploy" else []
+        return [sidecar.with_name(name) for name in named if Path(name).name == name]
     except (InputError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
         return []
