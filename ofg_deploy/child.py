@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,7 +30,8 @@ class Child:
         self._what = what
         self._here, there = spawn.Pipe()
         self._process = spawn.Process(target=_run, args=(there, work, arguments), daemon=True)
-        self._process.start()
+        with without_interrupts():
+            self._process.start()
         there.close()
 
     def send(self, message: Any) -> None:
@@ -74,6 +75,19 @@ class Child:
         else:
             why = f"exit code {code}"
         return DeviceError(f"the process {self._what} died ({why})")
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """A process that is started inside holds Ctrl-C back from its first moment, until it says what to do with it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(connection: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

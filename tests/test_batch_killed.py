@@ -11,6 +11,7 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from batches import results, statuses, write_subjects
 
@@ -102,6 +103,20 @@ def test_a_dead_aligner_stops_all_who_ask(tmp_path, make_grid, world_image) -> N
     for _ in range(2):
         with pytest.raises(DeviceError, match="died, perhaps for want of memory"):
             aligners.align(Start("rigid"), fixed, moving)
+    aligners.close()
+
+
+def test_ctrl_c_is_for_the_batch_alone(tmp_path, make_grid, world_image) -> None:
+    """A terminal sends it to every process, also to one that has just been started."""
+    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
+    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    aligners = Aligners(1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(aligners.align, Start("rigid"), fixed, moving)
+        while not (started := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(started[0].pid, signal.SIGINT)
+        np.testing.assert_array_equal(asked.result(), Start("rigid").moving_from_fixed(fixed, moving))
     aligners.close()
 
 

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from ofg_deploy.child import without_interrupts
 from ofg_deploy.errors import DeviceError
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume
@@ -62,7 +63,8 @@ class Aligners:
                 # Not forked: the threads of this process would be missing there, and whatever they had locked.
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(self._count, context, _begin)
-            return self._pool.submit(_align, start, fixed, moving)
+            with without_interrupts():
+                return self._pool.submit(_align, start, fixed, moving)
 
 
 class AlignerDied(DeviceError):
