@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 
 from ofg_deploy.geometry import Matrix, Spacing
 
@@ -41,6 +40,8 @@ def hd95_mm(a: Labels, b: Labels, spacing_mm: Spacing) -> dict[int, float]:
 
     A label present in one map only has no distance and is left out.
     """
+    from scipy.ndimage import find_objects
+
     common = np.array(sorted(_count(a).keys() & _count(b).keys()), dtype=np.int64)
     if not common.size:
         return {}
@@ -69,6 +70,8 @@ def hausdorff_mm(a: Mask, b: Mask, spacing_mm: Spacing, percentile: float = 95.0
         spacing_mm: voxel size along each array axis.
         percentile: 0..100.
     """
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+
     surface_a, surface_b = a & ~binary_erosion(a), b & ~binary_erosion(b)
     to_b = distance_transform_edt(~surface_b, sampling=spacing_mm)[surface_a]
     to_a = distance_transform_edt(~surface_a, sampling=spacing_mm)[surface_b]

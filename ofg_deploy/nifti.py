@@ -156,15 +156,21 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
     _check_real(nifti)
     grid = _affine(nifti)[0]
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
-    for axis, component in enumerate(_turned(lps)):
-        lps[axis] = component
+    for sign, component in zip(np.diag(LPS_FROM_RAS), lps, strict=False):
+        if sign < 0:
+            _negated(component, component)
     return lps, grid
 
 
 def _turned(vectors: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-    """RAS components as LPS and back, one (X, Y, Z) at a time; never -0, which would be other bytes for the same."""
+    """RAS components as LPS, one (X, Y, Z) at a time."""
     for sign, component in zip(np.diag(LPS_FROM_RAS), vectors, strict=False):
-        yield component if sign > 0 else np.float32(0) - component
+        yield component if sign > 0 else _negated(component)
+
+
+def _negated(component: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+    """Never -0, which would be other bytes for the same."""
+    return np.subtract(np.float32(0), component, out=out)
 
 
 def check_volume(nifti: NiftiFile) -> None:

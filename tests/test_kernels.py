@@ -266,3 +266,17 @@ def test_pairs_may_meet_on_numbas_portable_threads():
     environment = {**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", MEETING], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "workqueue\n"), done.stderr
+
+
+def test_kernels_start_without_scipy_and_leave_numba_whole() -> None:
+    code = """
+import sys, numba, numpy as np
+from ofg_deploy.kernels.intensity import correlation
+a = np.arange(9.0).reshape(3, 3)
+assert correlation(a, a) == 1
+assert "scipy.linalg" not in sys.modules
+product, solved = numba.njit(lambda a: (np.dot(a, a), np.linalg.inv(a + np.eye(3))))(a)
+np.testing.assert_allclose(product, a @ a)
+np.testing.assert_allclose(solved, np.linalg.inv(a + np.eye(3)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

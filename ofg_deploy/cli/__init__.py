@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -21,6 +23,9 @@ def main() -> None:
     """Entry point: every expected error is one line and its own exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may hold bytes that are no text
+    # The interpreter's last look for cycles would go through all that numba keeps, a quarter of a second, and free
+    # nothing that does not go with the process.
+    atexit.register(gc.freeze)
     try:
         code = app(prog_name="ofg", standalone_mode=False)
     except OfgError as error:

@@ -7,11 +7,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.np.linalg
 
 from ofg_deploy.errors import UsageError
+
+# To know whether there is a BLAS numba imports scipy.linalg, which takes as long as all the rest of its start. Whoever
+# has this package has scipy.
+_look, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
+import_module("numba.np.arraymath")
+numba.np.linalg.ensure_blas = _look
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import map_coordinates, spline_filter
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.field import sample
@@ -54,6 +53,8 @@ def at(volume: Volume, points: Matrix, interpolation: Interpolation, fill: float
         weightiest(volume.data, index.reshape(3, -1), int(fill), found.reshape(-1))
         return found
     if interpolation == "bspline":
+        from scipy.ndimage import map_coordinates, spline_filter
+
         coefficients = spline_filter(volume.data.astype(np.float64), order=3, mode="mirror")
         values = map_coordinates(coefficients, index, order=3, mode="mirror", prefilter=False)
         known = sample(np.ones(volume.data.shape, dtype=np.float32), index, order=0) > 0
