@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 SHAPE = (160, 192, 224)
@@ -157,6 +156,8 @@ def child(arguments: list[str]) -> None:
 
 
 def kernels(options: argparse.Namespace) -> dict[str, Any]:
+    from scipy.ndimage import map_coordinates, zoom
+
     from ofg_deploy import field, geometry
     from ofg_deploy.nifti import load_image
 
@@ -297,6 +298,8 @@ def brains(work: Path) -> tuple[Path, Path, Path, Path]:
     names = [work / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")]
     if all(path.exists() for path in names):
         return names[0], names[1], names[2], names[3]
+    from scipy.ndimage import gaussian_filter
+
     from ofg_deploy.affine import align
     from ofg_deploy.field import resample
     from ofg_deploy.geometry import Grid
