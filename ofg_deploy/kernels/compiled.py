@@ -15,7 +15,7 @@ import numba.np.linalg
 
 from ofg_deploy.errors import UsageError
 
-# To know whether there is a BLAS numba imports scipy.linalg, which takes as long as all the rest of its start. Whoever
+# To know whether there is a BLAS numba imports scipy.linalg, which takes nearly as long as the rest of its start. Whoever
 # has this package has scipy.
 _look, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
 import_module("numba.np.arraymath")
