@@ -15,8 +15,8 @@ import numba.np.linalg
 
 from ofg_deploy.errors import UsageError
 
-# To know whether there is a BLAS numba imports scipy.linalg, which takes nearly as long as the rest of its start. Whoever
-# has this package has scipy.
+# To know whether there is a BLAS numba imports scipy.linalg, which takes nearly as long as the rest of its start.
+# Whoever has this package has scipy.
 _look, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
 import_module("numba.np.arraymath")
 numba.np.linalg.ensure_blas = _look
