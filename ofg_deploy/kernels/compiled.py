@@ -16,10 +16,11 @@ import numba.np.linalg
 from ofg_deploy.errors import UsageError
 
 # To know whether there is a BLAS numba imports scipy.linalg, which takes nearly as long as the rest of its start.
-# Whoever has this package has scipy.
-_look, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
-import_module("numba.np.arraymath")
-numba.np.linalg.ensure_blas = _look
+# Whoever has this package has scipy. A numba that looks otherwise is left to it.
+if _look := getattr(numba.np.linalg, "ensure_blas", None):
+    numba.np.linalg.ensure_blas = lambda: None
+    import_module("numba.np.arraymath")
+    numba.np.linalg.ensure_blas = _look
 
 F = TypeVar("F", bound=Callable[..., Any])
 
