@@ -92,10 +92,16 @@ def test_a_single_registration_ended_leaves_nothing(tmp_path, make_grid, world_i
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dead_aligner_stops_all_who_ask(tmp_path, make_grid, world_image) -> None:
-    """Those who wait for it and those who come later, with one reason."""
+@pytest.fixture
+def two_images(tmp_path, make_grid, world_image):
+    """Fixed and moving, read."""
     images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
-    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    return tuple(load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+
+
+def test_a_dead_aligner_stops_all_who_ask(two_images) -> None:
+    """Those who wait for it and those who come later, with one reason."""
+    fixed, moving = two_images
     aligners = Aligners(1)
     aligners.align(Start("rigid"), fixed, moving)
     [process] = multiprocessing.active_children()
@@ -106,10 +112,9 @@ def test_a_dead_aligner_stops_all_who_ask(tmp_path, make_grid, world_image) -> N
     aligners.close()
 
 
-def test_ctrl_c_is_for_the_batch_alone(tmp_path, make_grid, world_image) -> None:
+def test_ctrl_c_is_for_the_batch_alone(two_images) -> None:
     """A terminal sends it to every process, also to one that has just been started."""
-    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
-    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+    fixed, moving = two_images
     aligners = Aligners(1)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(aligners.align, Start("rigid"), fixed, moving)
@@ -120,9 +125,8 @@ def test_ctrl_c_is_for_the_batch_alone(tmp_path, make_grid, world_image) -> None
     aligners.close()
 
 
-def test_nobody_waits_for_a_start_that_is_not_wanted(tmp_path, make_grid, world_image) -> None:
-    images = write_subjects(tmp_path / "images", 2, make_grid, world_image)
-    fixed, moving = (load_image(images / f"s{n}.nii.gz") for n in (0, 1))
+def test_nobody_waits_for_a_start_that_is_not_wanted(two_images) -> None:
+    fixed, moving = two_images
     aligners = Aligners(1)
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(aligners.align, Start("affine"), fixed, moving) for _ in range(2)]
