@@ -125,8 +125,8 @@ def save_vectors(
     write(path, vectors, (*grid.shape, 3), vectors.dtype, grid, space_code, intent)
 
 
-def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int]:
-    """Read what ``save_vectors`` wrote: (3, X, Y, Z), its grid and its intent.
+def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int, tuple[str, ...]]:
+    """Read what ``save_vectors`` wrote: (3, X, Y, Z), its grid, its intent and what the header left open.
 
     Raises:
         InputError: not a 4-D (X, Y, Z, 3) NIfTI.
@@ -135,14 +135,14 @@ def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int]:
     if nifti.shape[3:] != (3,):
         raise InputError(f"{path} has shape {nifti.shape}: a field of shape (X, Y, Z, 3) is needed")
     _check_real(nifti)
-    grid = _affine(nifti)[0]
+    grid, _, warnings = _affine(nifti)
     vectors = np.moveaxis(nifti.read(np.dtype(np.float32)), -1, 0)
-    return vectors, grid, int(nifti.header["intent_code"])
+    return vectors, grid, int(nifti.header["intent_code"]), warnings
 
 
 @np.errstate(all="ignore")  # what is not finite is refused by who asked for a map
-def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
-    """Read what ``save_transform`` wrote: (3, X, Y, Z) RAS mm and its grid.
+def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid, tuple[str, ...]]:
+    """Read what ``save_transform`` wrote: (3, X, Y, Z) RAS mm, its grid and what the header left open.
 
     Raises:
         InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007.
@@ -154,12 +154,12 @@ def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid]:
             f"{nifti.shape} with {int(nifti.header['intent_code'])}; --format names another form"
         )
     _check_real(nifti)
-    grid = _affine(nifti)[0]
+    grid, _, warnings = _affine(nifti)
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
     for sign, component in zip(np.diag(LPS_FROM_RAS), lps, strict=False):
         if sign < 0:
             _negated(component, component)
-    return lps, grid
+    return lps, grid, warnings
 
 
 def _turned(vectors: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:

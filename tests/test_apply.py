@@ -254,6 +254,31 @@ def test_the_result_is_in_the_references_space_and_its_header_is_judged(scene, r
 
 
 @pytest.mark.parametrize("dialect", ["fsl", "itk"])
+@pytest.mark.parametrize("inverted", [0, 1])
+def test_the_header_of_a_field_is_judged_like_an_images(scene, run_cli, dialect, inverted):
+    field = np.ones((3, *scene.fixed_grid.shape), dtype=np.float32)
+    path = scene.folder / "field.nii.gz"
+    write(path, dialect, Registration(field, None, scene.fixed_grid, scene.moving_grid))
+    image = nib.load(path)
+    off = image.affine.copy()
+    off[0, 3] += 10
+    image.set_qform(off, 1)
+    nib.save(image, path)
+    said = "field.nii.gz: sform and qform disagree by up to 10.00 mm; the sform is used"
+    ends = (scene.fixed, scene.moving) if inverted else (scene.moving, scene.fixed)
+    line = ["apply", ends[0], "-t", f"[{path},{inverted}]", "-r", ends[1], "-o", scene.out, "--format", dialect]
+    code, _, err = run_cli(line)
+    assert code == 0
+    assert err.count(said) == 1
+    assert json.loads((scene.folder / "out.json").read_text())["warnings"].count(said) == 1
+    if dialect == "itk":
+        given = table(scene.folder / "p.csv", np.array([[1.0, 2, 3]]), ["a"])
+        line = ["apply", "-t", f"[{path},{inverted}]", "-t", path, "--points", given, "-o", scene.folder / "there.csv"]
+        code, _, err = run_cli(line)
+        assert (code, err.count(said)) == (0, 1)
+
+
+@pytest.mark.parametrize("dialect", ["fsl", "itk"])
 def test_an_inverted_file_alone(scene, run_cli, dialect):
     """The moving grid is the reference then: fixed voxels are found again where the forward map puts them."""
     x, y, z = np.indices(scene.fixed_grid.shape) / 5

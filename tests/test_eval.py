@@ -192,3 +192,20 @@ def test_landmarks_follow_the_transform(scene):
         assert numbers_here["landmarks"] == expected.sum() <= 23
         assert numbers_here["tre_mean_mm"] == pytest.approx(np.linalg.norm(fixed - moving, axis=1)[expected].mean())
     assert wrong["tre_mean_mm"] > 2 * numbers["tre_mean_mm"]  # the space of the tables matters
+
+
+def test_the_headers_of_transform_and_fixed_image_are_judged(tmp_path, make_grid, world_image, write_nifti):
+    grid = make_grid("RAS", (20, 22, 24), (2.0, 2.0, 2.0))
+    warp = write_field(tmp_path / "t_Warp.nii.gz", grid)
+    fixed = write_nifti(tmp_path / "fix.nii.gz", world_image(grid), grid.world_from_vox)
+    for path in (warp, fixed):
+        image = nib.load(path)
+        off = image.affine.copy()
+        off[1, 3] += 4
+        image.set_qform(off, 1)
+        nib.save(image, path)
+    said = "{}: sform and qform disagree by up to 4.00 mm; the sform is used"
+    assert evaluate(Pair("p", warp), None, "ras").warnings == (said.format("t_Warp.nii.gz"),)
+    affine = tmp_path / "a.tfm"
+    sitk.WriteTransform(sitk.AffineTransform(3), str(affine))
+    assert evaluate(Pair("p", affine, fixed=fixed), None, "ras").warnings == (said.format("fix.nii.gz"),)

@@ -382,7 +382,8 @@ def test_a_saved_transform_is_the_map_simpleitk_reads(tmp_path, make_grid, orien
     header = nib.load(path).header
     assert header.get_data_shape() == (8, 11, 6, 1, 3)
     assert int(header["intent_code"]) == 1007
-    back, back_grid = load_transform(path)
+    back, back_grid, warnings = load_transform(path)
+    assert warnings == ()
     np.testing.assert_array_equal(back, displacement)
     np.testing.assert_allclose(back_grid.world_from_vox, grid.world_from_vox, atol=1e-5)
 

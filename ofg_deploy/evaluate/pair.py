@@ -15,7 +15,7 @@ from ofg_deploy.evaluate.landmarks import target_registration_error
 from ofg_deploy.evaluate.pairs import Pair
 from ofg_deploy.field import jacobian_determinant, resample, warp
 from ofg_deploy.geometry import Grid
-from ofg_deploy.nifti import Volume, load_grid, load_labels
+from ofg_deploy.nifti import Volume, load_labels, load_space
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.transform.dialects import load_map
 from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
@@ -68,8 +68,9 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame) -> Evaluation:
     total = load_map(pair.transform) if pair.transform else LinearMap(np.eye(4))
     fixed = load_labels(pair.fixed_labels) if pair.fixed_labels else None
     moving = load_labels(pair.moving_labels) if pair.moving_labels else None
-    view = _view(pair, total, fixed)
+    view, open_ends = _view(pair, total, fixed)
     warnings = [line for volume in (fixed, moving) if volume for line in volume.warnings]
+    warnings += [*total.warnings, *open_ends]
     numbers: Numbers = {}
     labels: tuple[LabelScore, ...] = ()
     if view is not None:
@@ -95,13 +96,17 @@ def _describe(path: Path) -> dict[str, str]:
     return {"path": str(path.absolute()), "sha256": sha256_file(path)}
 
 
-def _view(pair: Pair, total: WorldMap, fixed: Volume | None) -> Grid | None:
-    """The fixed field of view: the transform's own, else that of the fixed image, else that of the fixed labels."""
+def _view(pair: Pair, total: WorldMap, fixed: Volume | None) -> tuple[Grid | None, tuple[str, ...]]:
+    """The fixed field of view: the transform's own, else that of the fixed image, else that of the fixed labels.
+
+    And what the header of the image left open, where it was read.
+    """
     if total.domain is not None:
-        return total.domain
+        return total.domain, ()
     if pair.fixed is not None:
-        return load_grid(pair.fixed)
-    return fixed.grid if fixed else None
+        grid, _, warnings = load_space(pair.fixed)
+        return grid, warnings
+    return (fixed.grid if fixed else None), ()
 
 
 def _regularity(total: WorldMap, view: Grid) -> Numbers:

@@ -139,11 +139,12 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     """How to write the image on the grid of the reference, and what to say of it."""
     image = load_labels(source) if job.interpolation in OF_LABELS else load_image(source)
     reference, space_code, warnings = load_space(target)
-    data, inside = through(_load_chain(job, reference, image.grid), image, reference, job.interpolation, job.fill)
+    chain = _load_chain(job, reference, image.grid)
+    data, inside = through(chain, image, reference, job.interpolation, job.fill)
     unknown = 100.0 * float((~inside).mean())
     if unknown == 100:
         raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
-    warnings = (*image.warnings, *warnings)
+    warnings = (*image.warnings, *warnings, *chain.warnings)
     if unknown:
         warnings += (f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there",)
     about = {
@@ -170,7 +171,7 @@ def _points(job: Application) -> tuple[Save, dict[str, Any]]:
         "unknown": int((~carried.inside).sum()),
         "direction": direction,
         "frame": job.points_frame,
-        "warnings": carried.warnings(),
+        "warnings": [*chain.warnings, *carried.warnings()],
     }
     return lambda path: save_points(path, carried), about
 

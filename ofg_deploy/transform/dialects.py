@@ -128,23 +128,24 @@ def load_map(path: Path, dialect: Dialect = "itk", fixed: Grid | None = None, mo
             f"{path} is no transform in the form of {dialect}: {', '.join((*NIFTI, *itk.AFFINE_ENDINGS, '.h5'))} are; "
             "--format names another form"
         )
-    field, domain = load_transform(path)
-    return field_map(field, domain, path)
+    field, domain, warnings = load_transform(path)
+    return field_map(field, domain, path, warnings)
 
 
 def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid) -> FieldMap:
     system = fsl_from_world if dialect == "fsl" else voxel_from_world
+    warnings: tuple[str, ...] = ()
     if path.name.lower().endswith(".npz") and dialect == "voxelmorph":
         relative = _load_npz(path)
         if relative.shape[1:] != fixed.shape:
             raise GeometryError(f"{path} has {relative.shape[1:]} voxels, the fixed image {fixed.shape}")
     else:
-        relative, grid, intent = load_vectors(path)
+        relative, grid, intent, warnings = load_vectors(path)
         if intent not in ((INTENT_FSL_WARP,) if dialect == "fsl" else (0,)):
             raise InputError(f"{path} has NIfTI intent {intent}, so it is no field in the form of {dialect}")
         if not same_grid(grid, fixed, 0.01):
             raise GeometryError(f"{path} lies on another grid than the fixed image: it belongs to another pair")
-    return field_map(from_relative(relative, fixed, moving, system), fixed, path)
+    return field_map(from_relative(relative, fixed, moving, system), fixed, path, warnings)
 
 
 def _load_npz(path: Path) -> Field:

@@ -31,6 +31,11 @@ class InverseMap:
     affine: Matrix | None = None
     domain: Grid | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the field."""
+        return self.forward.warnings
+
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """As ``WorldMap``."""
         displacement, error = self.continued(points)

@@ -18,11 +18,18 @@ Inside = npt.NDArray[np.bool_]
 
 
 class WorldMap(Protocol):
-    """What every map can do. ``domain`` is the grid outside which it is unknown; None if it is known everywhere."""
+    """What every map can do. ``domain`` is the grid outside which it is unknown; None if it is known everywhere.
+
+    ``warnings``: what the headers of its files left open, in one line each.
+    """
 
     @property
     def domain(self) -> Grid | None:
         """Where the map is known."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its files left open."""
 
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """At world points (3, ...) in RAS mm: displacement (3, ...) in mm, 0 where unknown; and where it is known."""
@@ -34,6 +41,7 @@ class LinearMap:
 
     moving_from_fixed: Matrix
     domain: Grid | None = None
+    warnings: tuple[str, ...] = ()
 
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """As ``WorldMap``."""
@@ -50,6 +58,7 @@ class FieldMap:
 
     field: Field
     domain: Grid
+    warnings: tuple[str, ...] = ()
 
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """As ``WorldMap``."""
@@ -59,8 +68,8 @@ class FieldMap:
         return np.where(inside, displacement, 0.0), inside
 
 
-def field_map(field: Field, domain: Grid, path: Path) -> FieldMap:
-    """What a file held, (3, X, Y, Z) RAS mm on ``domain``.
+def field_map(field: Field, domain: Grid, path: Path, warnings: tuple[str, ...] = ()) -> FieldMap:
+    """What a file held, (3, X, Y, Z) RAS mm on ``domain``, and what its header left open.
 
     Raises:
         InputError: components that are not finite, or lead further than a scan can lie: beyond, float32 and the index
@@ -69,7 +78,7 @@ def field_map(field: Field, domain: Grid, path: Path) -> FieldMap:
     if not (field.min() >= -FARTHEST_MM and field.max() <= FARTHEST_MM):  # False for NaN
         bad = int(field.size - np.count_nonzero(np.abs(field) <= FARTHEST_MM))
         raise InputError(f"{path} has {bad} components that are NaN, infinite or longer than {FARTHEST_MM:g} mm")
-    return FieldMap(field, domain)
+    return FieldMap(field, domain, warnings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +91,11 @@ class Chain:
     def domain(self) -> Grid | None:
         """That of the first map: later ones get points that have moved."""
         return self.maps[0].domain if self.maps else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of all maps, once each."""
+        return tuple(dict.fromkeys(line for each in self.maps for line in each.warnings))
 
     def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
         """As ``WorldMap``; known where every map knows where to go on."""
