@@ -157,6 +157,30 @@ def same_grid(a: Grid, b: Grid, voxels: float) -> bool:
     return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() <= voxels * min(a.spacing_mm))
 
 
+def corner_voxels(shape: Shape) -> Matrix:
+    """(3, 8) indices of the voxels in the corners."""
+    return np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), dtype=np.float64).reshape(3, 8)
+
+
+def squared(world_from_vox: Matrix) -> Matrix:
+    """(4, 4) with the axes turned to the nearest right angles; the first voxel and the voxel sizes stay.
+
+    Nearest by polar decomposition. It is what a qform can hold of an affine.
+    """
+    sizes = np.linalg.norm(world_from_vox[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(world_from_vox[:3, :3] / sizes)
+    matrix = world_from_vox.copy()
+    matrix[:3, :3] = left @ right * sizes
+    return matrix
+
+
+def shear_vox(grid: Grid) -> float:
+    """How far, in voxels, the centre of a corner voxel goes where the axes are ``squared``, as ITK has them."""
+    index = corner_voxels(grid.shape)
+    moved = transform_points(grid.vox_from_world @ squared(grid.world_from_vox), index) - index
+    return float(np.linalg.norm(moved, axis=0).max())
+
+
 def describe_extent(grid: Grid) -> str:
     """World box of the field of view, for messages: ``x -90..91 y -126..91 z -72..109 mm``."""
     corners = grid.corners_mm()

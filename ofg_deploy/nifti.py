@@ -13,11 +13,12 @@ import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
 from ofg_deploy.errors import GeometryError, InputError
-from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, transform_points
+from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, corner_voxels, shear_vox, squared, transform_points
 from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
 from ofg_deploy.nifti_write import write
 
 FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is damaged, and float32 loses the voxels
+SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
 CONFLICT_MM = 0.1  # sform and qform further apart than this anywhere in the volume are reported
 INTENT_FSL_WARP = 2006  # FNIRT's displacement field
 INTENT_VECTOR = 1007  # the one intent under which ITK, ANTs and nitransforms all read LPS vectors alike
@@ -204,12 +205,15 @@ class Orientations:
     qform_code: int
 
     def gap_mm(self, shape: Shape) -> float:
-        """Largest distance between what both say of a corner voxel's centre; 0 where one is not coded."""
+        """Largest distance between what both say of a corner voxel's centre; 0 where one is not coded.
+
+        But for a shear, which no qform can hold.
+        """
         if self.sform is None or self.qform is None:
             return 0.0
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), dtype=np.float64).reshape(3, 8)
+        corners = corner_voxels(shape)
         with np.errstate(all="ignore"):  # a damaged qform may be further away than a number can say
-            between = transform_points(self.sform, corners) - transform_points(self.qform, corners)
+            between = transform_points(squared(self.sform), corners) - transform_points(self.qform, corners)
             return float(np.linalg.norm(between, axis=0).max())
 
 
@@ -247,6 +251,13 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: Matrix) -> Grid:
     return grid
 
 
+def shear_said(grid: Grid) -> str:
+    """What to know of axes within tolerance of right angles, in words; empty where nobody would notice."""
+    if (moved := shear_vox(grid)) <= SHEAR_VOX:
+        return ""
+    return f"its axes are off right angles: tools built on ITK place it up to {moved:.2f} voxel elsewhere, or refuse it"
+
+
 def _affine(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     path = nifti.path
     units = int(nifti.header["xyzt_units"]) % 8
@@ -267,4 +278,6 @@ def _affine(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     if not (gap := found.gap_mm(grid.shape)) <= CONFLICT_MM:  # a NaN in the qform disagrees too
         said = f"{path.name}: sform and qform disagree by up to {gap:.2f} mm; the sform is used"
         warnings = (*warnings, said)
+    if said := shear_said(grid):
+        warnings = (*warnings, f"{path.name}: {said}")
     return grid, code, warnings

@@ -146,6 +146,24 @@ def test_a_shear_is_somebodys_registration_and_is_not_dropped(path, grid, tmp_pa
     assert record["copy"] is None
 
 
+def test_a_shear_within_tolerance_is_a_warning_and_no_conflict(tmp_path, run_cli):
+    """And the copy that is written for another reason is published: no qform holds a shear."""
+    sheared = np.eye(4)
+    sheared[0, 2] = 9e-4
+    image = nib.Nifti1Image(np.arange(300 * 48, dtype=np.float32).reshape(6, 8, 300), sheared)
+    image.set_qform(sheared, 1)
+    nib.save(image, tmp_path / "image.nii.gz")  # no unit
+    code, [record], _ = check(run_cli, tmp_path / "image.nii.gz", "--fix", tmp_path / "fixed")
+    assert code == 0
+    assert {f["about"] for f in record["findings"]} >= {"units", "directions"}
+    assert "orientation" not in {f["about"] for f in record["findings"]}
+    warning = [f for f in record["findings"] if f["severity"] == "warning" and f["about"] == "directions"]
+    assert len(warning) == 1
+    assert "up to 0.13 voxel elsewhere" in warning[0]["found"]
+    assert "resample_to_output" in warning[0]["fix"]
+    assert (tmp_path / "fixed/image.nii.gz").exists()
+
+
 def test_left_handed_axes_are_a_note(tmp_path, make_grid, world_image, write_nifti, run_cli):
     left = make_grid("left-handed", SHAPE, (2.4, 3.1, 3.6))
     code, [record], _ = check(run_cli, write_nifti(tmp_path / "l.nii.gz", world_image(left), left.world_from_vox))

@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from ofg_deploy.errors import GeometryError, InputError
+from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_grid, load_image, load_labels, load_transform, save_transform, save_volume, stem
 
 SHAPE = (5, 7, 4)
@@ -128,6 +129,39 @@ def test_a_conflict_in_rotation_counts_at_the_far_corner(tmp_path, data):
     nib.save(image, tmp_path / "turn.nii.gz")
     gap = 2 * np.sin(0.025) * np.hypot(4, 6)  # chord at voxel (4, 6), the corner furthest from the axis
     assert f"{gap:.2f} mm" in load_image(tmp_path / "turn.nii.gz").warnings[0]
+
+
+def test_how_far_itk_places_a_slightly_sheared_grid_is_said(tmp_path, make_grid):
+    """Our affine keeps the shear; what ITK makes of the same file is measured corner by corner."""
+    straight = make_grid("oblique-permuted", (250, 9, 8), (1.1, 1.9, 2.3), (30.0, -12.0, 7.0))
+
+    def saved(cosine: float) -> tuple[Path, Grid]:
+        matrix = straight.world_from_vox.copy()
+        matrix[:3, 0] += cosine * matrix[:3, 1] * 1.1 / 1.9
+        grid = Grid(straight.shape, matrix)
+        path = tmp_path / "sheared.nii.gz"
+        save_volume(path, np.arange(grid.shape[0] * 72, dtype=np.float32).reshape(grid.shape), grid)
+        return path, grid
+
+    path, grid = saved(9e-4)
+    image = sitk.ReadImage(str(path))
+    ends = [(x, y, z) for x in (0, 249) for y in (0, 8) for z in (0, 7)]
+    there = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends]) * [-1, -1, 1]
+    moved = nib.affines.apply_affine(np.linalg.inv(grid.world_from_vox), there) - ends
+    moved = np.linalg.norm(moved, axis=1).max()
+    assert moved > 0.055
+    said = f"axes are off right angles: tools built on ITK place it up to {moved:.2f} voxel elsewhere"
+    [warning] = load_image(path).warnings  # a qform without the shear is no conflict
+    assert warning.startswith("sheared.nii.gz: ")
+    assert said in warning
+    save_transform(tmp_path / "sheared_Warp.nii.gz", np.zeros((3, *grid.shape), np.float32), grid)
+    assert said in load_transform(tmp_path / "sheared_Warp.nii.gz")[2][0]
+    alone = nib.load(path)
+    alone.set_qform(None, 0)
+    nib.save(alone, path)
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(path))
+    assert load_image(saved(4e-4)[0]).warnings == ()  # less than anybody sees
 
 
 def test_a_qform_which_is_not_a_number_is_reported(plain):

@@ -9,7 +9,7 @@ import numpy as np
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
-from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations
+from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
 
 PLAUSIBLE_MM = (20.0, 1000.0)  # longest side of a field of view; from a mouse's head to a whole body
@@ -87,9 +87,7 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
     sform, sform_wrong = _valid(nifti, found.sform)
     qform, qform_wrong = _valid(nifti, found.qform, sizes=True)
     if sform is None and "sheared" in sform_wrong:  # somebody's registration: dropping it would move the image
-        anew = f"nib.save(resample_to_output(nib.load({str(nifti.path)!r})), 'volume.nii.gz')"
-        fix = f"resample it onto an unsheared grid: {anew} (nibabel.processing)"
-        return None, 0, [Finding("error", "sform", sform_wrong, fix)]
+        return None, 0, [Finding("error", "sform", sform_wrong, f"resample it onto an unsheared grid: {_anew(nifti)}")]
     if sform is None and qform is None:
         return None, 0, [Finding("error", "sform", sform_wrong, "convert it again from its source")]
     if sform is None:
@@ -158,7 +156,10 @@ def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
         text = f"left-handed axes ({grid.orientation}, as in radiological order)"
         findings.append(Finding("note", "directions", text))
     if (shear := float(np.abs(directions.T @ directions - np.eye(3)).max())) > SHEAR_SEEN:
-        findings.append(Finding("note", "directions", f"axes {shear:.1e} off a right angle (cosine), within tolerance"))
+        text = f"axes {shear:.1e} off a right angle (cosine), within tolerance"
+        findings.append(Finding("note", "directions", text))
+    if said := shear_said(grid):
+        findings.append(Finding("warning", "directions", said, f"resample it: {_anew(nifti)}"))
     if spacing.max() / spacing.min() > ANISOTROPIC:
         text = f"voxels of {_by(spacing)} mm: strongly anisotropic"
         findings.append(Finding("warning", "spacing", text, "expect little along the long side; use a finer scan"))
@@ -172,6 +173,10 @@ def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
         text = f"pixdim says voxels of {_by(stored)} mm, the affine {_by(spacing)} mm"
         findings.append(Finding("warning", "spacing", text, "the affine is read: write its sizes to pixdim", True))
     return findings
+
+
+def _anew(nifti: NiftiFile) -> str:
+    return f"nib.save(resample_to_output(nib.load({str(nifti.path)!r})), 'volume.nii.gz') (nibabel.processing)"
 
 
 def _longest_mm(grid: Grid) -> float:
