@@ -97,9 +97,9 @@ def load_grid(path: Path) -> Grid:
     return load_space(path)[0]
 
 
-def load_space(path: Path) -> tuple[Grid, int, tuple[str, ...]]:
+def load_space(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[Grid, int, tuple[str, ...]]:
     """As ``load_grid``, with the NIfTI code of the affine and what the header left open."""
-    return _affine(open_nifti(path))
+    return _affine(open_nifti(path, max_voxels))
 
 
 def save_volume(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int = 1) -> None:
@@ -126,13 +126,15 @@ def save_vectors(
     write(path, vectors, (*grid.shape, 3), vectors.dtype, grid, space_code, intent)
 
 
-def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int, tuple[str, ...]]:
+def load_vectors(
+    path: Path, max_voxels: int = MAX_VOXELS
+) -> tuple[npt.NDArray[np.float32], Grid, int, tuple[str, ...]]:
     """Read what ``save_vectors`` wrote: (3, X, Y, Z), its grid, its intent and what the header left open.
 
     Raises:
-        InputError: not a 4-D (X, Y, Z, 3) NIfTI.
+        InputError: not a 4-D (X, Y, Z, 3) NIfTI, or its grid has more than ``max_voxels``.
     """
-    nifti = open_nifti(path, 3 * MAX_VOXELS)
+    nifti = open_nifti(path, max_voxels, components=3)
     if nifti.shape[3:] != (3,):
         raise InputError(f"{path} has shape {nifti.shape}: a field of shape (X, Y, Z, 3) is needed")
     _check_real(nifti)
@@ -142,13 +144,13 @@ def load_vectors(path: Path) -> tuple[npt.NDArray[np.float32], Grid, int, tuple[
 
 
 @np.errstate(all="ignore")  # what is not finite is refused by who asked for a map
-def load_transform(path: Path) -> tuple[npt.NDArray[np.float32], Grid, tuple[str, ...]]:
+def load_transform(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[npt.NDArray[np.float32], Grid, tuple[str, ...]]:
     """Read what ``save_transform`` wrote: (3, X, Y, Z) RAS mm, its grid and what the header left open.
 
     Raises:
-        InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007.
+        InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007, or its grid has more than ``max_voxels``.
     """
-    nifti = open_nifti(path, 3 * MAX_VOXELS)
+    nifti = open_nifti(path, max_voxels, components=3)
     if nifti.shape[3:] != (1, 3) or int(nifti.header["intent_code"]) != INTENT_VECTOR:
         raise InputError(
             f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "

@@ -106,12 +106,12 @@ class NiftiFile:
 
 
 @np.errstate(all="ignore")  # a damaged number is judged as a number, and warns nobody on the way
-def open_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiFile:
+def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1) -> NiftiFile:
     """Read and check the header of ``.nii``, ``.nii.gz`` or either file of a ``.hdr``/``.img`` pair.
 
     Raises:
-        InputError: not a regular file, not NIfTI, a header no reader could trust, more than ``max_voxels`` voxels, or a
-            file too small for what the header promises.
+        InputError: not a regular file, not NIfTI, a header no reader could trust, more than ``max_voxels`` voxels of
+            ``components`` numbers each, or a file too small for what the header promises.
     """
     _check_file(path)
     if not _ENDINGS.search(path.name):
@@ -128,10 +128,11 @@ def open_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiFile:
             on_disk = header.get_data_dtype()
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} has shape {shape}: a 3-D volume is needed, every axis at least 2 voxels")
-    if math.prod(shape) > max_voxels:
+    if math.prod(shape) > max_voxels * components:
+        limit = f"{max_voxels}{f' of {components} numbers' if components > 1 else ''}"
         raise InputError(
-            f"{path} has {'x'.join(map(str, shape))} voxels, more than --max-voxels {max_voxels}: is the header "
-            "damaged? If not, raise the limit (ofg register, ofg check)"
+            f"{path} has {'x'.join(map(str, shape))} voxels, more than --max-voxels {limit}: is the header "
+            "damaged? If not, raise the limit (ofg register, ofg apply, ofg check)"
         )
     offset = _offset(path, stored, header.sizeof_hdr + 4 if head == body else 0)
     _check_size(body, offset, math.prod(shape) * on_disk.itemsize)

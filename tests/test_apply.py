@@ -312,6 +312,36 @@ def test_a_transform_of_another_place_is_refused(scene, run_cli, make_grid, writ
     assert not scene.out.exists()
 
 
+@pytest.mark.parametrize("large", ["image", "reference", "field", "npz"])
+def test_max_voxels_is_that_of_register(scene, run_cli, make_grid, write_nifti, world_image, large):
+    """One of the three files has 6,000 voxels and the others fewer, but for the form that needs one grid."""
+    big, small = (make_grid("LAS", shape, (4.0, 4.0, 4.0)) for shape in ((20, 20, 15), (20, 20, 14)))
+    image, reference = (
+        write_nifti(scene.folder / f"{role}.nii", world_image(grid), grid.world_from_vox)
+        for role, grid in (("im", big if large == "image" else small), ("ref", big if large == "reference" else small))
+    )
+    field = np.zeros((3, *big.shape), dtype=np.float32)
+    grid = big if large == "field" else small
+    warp = scene.folder / "w.nii.gz"
+    write(warp, "itk", Registration(field[..., : grid.shape[2]], None, grid, grid))
+    line = ["apply", image, "-t", warp, "-r", reference, "-o", scene.out, "--max-voxels"]
+    said, name = "20x20x15", {"image": "im.nii", "reference": "ref.nii", "field": "w.nii.gz", "npz": "w.npz"}[large]
+    if large == "npz":
+        np.savez(scene.folder / "w.npz", vol=np.zeros((20, 20, 30, 3)))
+        line[3] = scene.folder / "w.npz"
+        line[-1:] = ["--format", "voxelmorph", "--max-voxels"]
+        said = "claims more than --max-voxels 5999"
+    code, _, err = run_cli([*line, 5999])
+    assert (code, err.count("\n")) == (3, 1), err
+    assert f"{name} " in err
+    assert said in err
+    assert "--max-voxels 5999" in err
+    assert not scene.out.exists()
+    if large != "npz":
+        assert run_cli([*line, 6000])[0] == 0
+    assert run_cli([*line, 0])[0] == 2
+
+
 def test_results_are_kept_unless_overwriting_was_asked(scene, run_cli):
     assert run_cli(scene.line(scene.moving, scene.affine))[0] == 0
     assert run_cli(scene.line(scene.moving, scene.affine))[0] == 3

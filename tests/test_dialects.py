@@ -222,6 +222,20 @@ def test_register_writes_it_beside_the_form_of_itk(tmp_path, files, tiny_model, 
     assert other not in {p.name for p in (tmp_path / "out").iterdir()}  # an older form goes with its set
 
 
+@pytest.mark.parametrize("dialect", ["itk", "fsl", "voxelmorph"])
+def test_a_raised_limit_of_voxels_holds_for_what_is_read_back(
+    tmp_path, files, tiny_model, run_cli, monkeypatch, dialect
+):
+    """Here the limit without --max-voxels is one that a test's images exceed."""
+    fixed, moving = files[0], files[0] if dialect == "voxelmorph" else files[1]
+    for function in (dialects.load_map, dialects.check_images):
+        monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], 100))
+    monkeypatch.setattr(dialects, "MAX_VOXELS", 100)
+    line = ["register", fixed, moving, "-m", tiny_model().path, "-o", tmp_path / "out", "--format", dialect]
+    code, _, err = run_cli([*line, "--max-voxels", 8000])
+    assert code == 0, err
+
+
 def test_a_transform_that_reads_back_wrong_is_not_published(tmp_path, files, engine, monkeypatch):
     """A writer gone wrong by a sign: exit code 4 and no file."""
     right = dialects.save_transform

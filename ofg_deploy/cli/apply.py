@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import FormatOption, Overwrite, PointsFrameOption, app
+from ofg_deploy.cli.app import FormatOption, MaxVoxels, Overwrite, PointsFrameOption, app
 
 InterpolationOption = Literal["linear", "nearest", "genericlabel", "bspline"]
 
@@ -42,12 +42,14 @@ def apply(
     points_frame: PointsFrameOption = "ras",
     field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
     fill: Annotated[float, typer.Option(help="Value outside the image, and where the transform is unknown.")] = 0.0,
+    max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Apply saved transforms to IMAGE or to points: chains, inverses, one interpolation."""
+    from ofg_deploy.nifti_file import MAX_VOXELS
     from ofg_deploy.serve import command
     from ofg_deploy.serve.apply import Application, Step
 
     steps = tuple(Step.parse(text) for text in transform)
     given = (steps, out, image, reference, fixed_points, moving_points, points_frame, interpolation, field_format)
-    command.apply(Application(*given, fill, overwrite, sys.argv))
+    command.apply(Application(*given, fill, max_voxels or MAX_VOXELS, overwrite, sys.argv))

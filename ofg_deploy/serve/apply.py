@@ -15,6 +15,7 @@ from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, stem
+from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
@@ -56,6 +57,7 @@ class Application:
         interpolation: ``nearest`` and ``genericlabel`` take label maps.
         dialect: form of the transforms.
         fill: value where the map is unknown or leaves the image.
+        max_voxels: larger images, references and displacement fields are refused before their voxels are read.
         overwrite: replace an existing file.
         command: recorded in the sidecar.
 
@@ -73,6 +75,7 @@ class Application:
     interpolation: Interpolation = "linear"
     dialect: Dialect = "itk"
     fill: float = 0.0
+    max_voxels: int = MAX_VOXELS
     overwrite: bool = False
     command: list[str] = field(default_factory=list)
 
@@ -137,8 +140,9 @@ Save = Callable[[Path], None]
 
 def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str, Any]]:
     """How to write the image on the grid of the reference, and what to say of it."""
-    image = load_labels(source) if job.interpolation in OF_LABELS else load_image(source)
-    reference, space_code, warnings = load_space(target)
+    load = load_labels if job.interpolation in OF_LABELS else load_image
+    image = load(source, job.max_voxels)
+    reference, space_code, warnings = load_space(target, job.max_voxels)
     chain = _load_chain(job, reference, image.grid)
     data, inside = through(chain, image, reference, job.interpolation, job.fill)
     unknown = 100.0 * float((~inside).mean())
@@ -181,7 +185,7 @@ def _load_chain(job: Application, reference: Grid | None = None, image: Grid | N
     for step in job.steps:
         _check_sidecar(step.path, job.dialect)
         fixed, moving = (image, reference) if step.inverted else (reference, image)
-        loaded = load_map(step.path, job.dialect, fixed, moving)
+        loaded = load_map(step.path, job.dialect, fixed, moving, job.max_voxels)
         maps.append(invert(loaded) if step.inverted else loaded)
     return Chain(tuple(maps))
 

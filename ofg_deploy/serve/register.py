@@ -99,7 +99,7 @@ def prepare(
     with clock("read"):
         fixed, moving = (images.image(path, job.max_voxels) for path in (job.fixed, job.moving))
         beside = companions.load(job, fixed, moving, images)
-        dialects.check_images(job.field_format, job.fixed, fixed.grid, job.moving, moving.grid)
+        dialects.check_images(job.field_format, job.fixed, fixed.grid, job.moving, moving.grid, job.max_voxels)
     with clock("prepare"):
         start = _start(init, beside)
         known = replace(start, matrix=align(start, fixed, moving))

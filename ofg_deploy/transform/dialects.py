@@ -14,6 +14,7 @@ voxelmorph    _voxelmorph.npz, vol (X, Y, Z, 3)           total, voxels along th
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -65,7 +66,9 @@ class Registration:
         return turned(self.displacement_mm, still, fixed_from_moving)
 
 
-def check_images(dialect: Dialect, fixed: Path, fixed_grid: Grid, moving: Path, moving_grid: Grid) -> None:
+def check_images(
+    dialect: Dialect, fixed: Path, fixed_grid: Grid, moving: Path, moving_grid: Grid, max_voxels: int = MAX_VOXELS
+) -> None:
     """Raises GeometryError where a dialect cannot say what lies between these images."""
     if dialect in ON_ONE_GRID and not same_grid(fixed_grid, moving_grid, 0.01):
         apart = np.abs(fixed_grid.corners_mm() - moving_grid.corners_mm()).max()
@@ -75,7 +78,7 @@ def check_images(dialect: Dialect, fixed: Path, fixed_grid: Grid, moving: Path, 
         )
     if dialect == "fsl":
         for path, grid in ((fixed, fixed_grid), (moving, moving_grid)):
-            sizes = open_nifti(path).pixdim[1:4]
+            sizes = open_nifti(path, max_voxels).pixdim[1:4]
             if not np.allclose(np.abs(sizes), grid.spacing_mm, rtol=1e-3):
                 said = "x".join(f"{size:g}" for size in sizes)
                 raise GeometryError(
@@ -103,14 +106,21 @@ def write(path: Path, dialect: Dialect, found: Registration) -> None:
                 np.savez_compressed(stream, vol=np.moveaxis(relative, 0, -1))
 
 
-def load_map(path: Path, dialect: Dialect = "itk", fixed: Grid | None = None, moving: Grid | None = None) -> WorldMap:
+def load_map(
+    path: Path,
+    dialect: Dialect = "itk",
+    fixed: Grid | None = None,
+    moving: Grid | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> WorldMap:
     """Read one file of a dialect, or an ITK affine, which goes with any.
 
     Args:
         fixed, moving: grids of the images, without which fsl, l2r and voxelmorph fields mean nothing.
+        max_voxels: a larger field is refused before it is read; what a composite may need has limits of its own.
 
     Raises:
-        InputError: a file that is missing, damaged, of another form, or holds numbers that are not finite.
+        InputError: a file that is missing, damaged, of another form, too large, or holds numbers that are not finite.
         GeometryError: a field on another grid than ``fixed``.
         UsageError: a dialect that needs grids which were not given.
     """
@@ -120,7 +130,7 @@ def load_map(path: Path, dialect: Dialect = "itk", fixed: Grid | None = None, mo
     if dialect in OF_BOTH_IMAGES:
         if fixed is None or moving is None:
             raise UsageError(f"{path}: a transform in the form of {dialect} means nothing without both images")
-        return _load_relative(path, dialect, fixed, moving)
+        return _load_relative(path, dialect, fixed, moving, max_voxels)
     if dialect == "itk-h5" or name.endswith(itk.COMPOSITE_ENDINGS):
         return itk.load_composite(path)
     if not name.endswith(NIFTI):
@@ -128,19 +138,19 @@ def load_map(path: Path, dialect: Dialect = "itk", fixed: Grid | None = None, mo
             f"{path} is no transform in the form of {dialect}: {', '.join((*NIFTI, *itk.AFFINE_ENDINGS, '.h5'))} are; "
             "--format names another form"
         )
-    field, domain, warnings = load_transform(path)
+    field, domain, warnings = load_transform(path, max_voxels)
     return field_map(field, domain, path, warnings)
 
 
-def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid) -> FieldMap:
+def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid, max_voxels: int) -> FieldMap:
     system = fsl_from_world if dialect == "fsl" else voxel_from_world
     warnings: tuple[str, ...] = ()
     if path.name.lower().endswith(".npz") and dialect == "voxelmorph":
-        relative = _load_npz(path)
+        relative = _load_npz(path, max_voxels)
         if relative.shape[1:] != fixed.shape:
             raise GeometryError(f"{path} has {relative.shape[1:]} voxels, the fixed image {fixed.shape}")
     else:
-        relative, grid, intent, warnings = load_vectors(path)
+        relative, grid, intent, warnings = load_vectors(path, max_voxels)
         if intent not in ((INTENT_FSL_WARP,) if dialect == "fsl" else (0,)):
             raise InputError(f"{path} has NIfTI intent {intent}, so it is no field in the form of {dialect}")
         if not same_grid(grid, fixed, 0.01):
@@ -148,14 +158,14 @@ def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid) -> F
     return field_map(from_relative(relative, fixed, moving, system), fixed, path, warnings)
 
 
-def _load_npz(path: Path) -> Field:
+def _load_npz(path: Path, max_voxels: int) -> Field:
     """(3, X, Y, Z): the array ``vol``, or the only one. Nothing pickled, nothing larger than an image may be."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > 24 * MAX_VOXELS:
-                raise InputError(f"{path} claims more than {MAX_VOXELS} voxels: is it damaged?")
+            if sum(member.file_size for member in archive.infolist()) > 24 * max_voxels:
+                raise InputError(f"{path} claims more than --max-voxels {max_voxels}: is it damaged?")
         with np.load(path, allow_pickle=False) as arrays:
             vol = arrays["vol"] if "vol" in arrays or len(arrays.files) != 1 else arrays[arrays.files[0]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
@@ -177,7 +187,8 @@ def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -
     if dialect == "itk-h5":  # no hostile file: it needs no process of its own
         back = Chain(tuple(itk.read_composite(paths[0])))
     else:
-        back = Chain(tuple(load_map(path, dialect, found.fixed, found.moving) for path in paths))
+        size = max(MAX_VOXELS, math.prod(found.fixed.shape))  # what was written may be read
+        back = Chain(tuple(load_map(path, dialect, found.fixed, found.moving, size) for path in paths))
     picked, index = thinned(found.fixed.shape)
     displacement, inside = back.displacement_mm(transform_points(found.fixed.world_from_vox, index))
     gap = float(np.linalg.norm(displacement - found.displacement_mm[(slice(None), *picked)], axis=0).max())
