@@ -1,7 +1,9 @@
-"""Lists of pairs, CSV or JSON, read strictly."""
+"""Lists of pairs, CSV or JSON, read strictly; and what the pairs are called whose results lie in a folder."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,16 @@ def read_rows(source: Path, columns: tuple[str, ...], needed: dict[str, str]) ->
         if not all(value is None or isinstance(value, str) for value in row.values()):
             raise InputError(f"{source}, row {number}: every value must be a path or a name")
     return [{column: value.strip() for column, value in row.items() if value and value.strip()} for row in rows]
+
+
+def called(folder: Path, sidecars: Sequence[Path]) -> list[str]:
+    """Name of each pair in a folder of ``ofg register``, by its sidecar there or in a folder of its own.
+
+    A pair that the list of a batch names has a folder of that name; where several share one, both names.
+    """
+    names = [path.stem if path.parent == folder else path.parent.name for path in sidecars]
+    often = Counter(names)
+    return [
+        name if often[name] == 1 else path.relative_to(folder).with_name(path.stem).as_posix()
+        for name, path in zip(names, sidecars, strict=True)
+    ]

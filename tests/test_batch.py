@@ -150,6 +150,26 @@ def test_pairs_that_share_a_name_are_told_apart(tmp_path, images, tiny_model, ru
     assert batch_record(tmp_path / "out")["counts"] == {"done": 3, "skipped": 0, "failed": 1, "pending": 0}
 
 
+def test_report_and_eval_call_pairs_as_their_list_does(tmp_path, images, tiny_model, run_cli) -> None:
+    rows = [("x", 1), ("y", 1), ("x", 2), ("s3_to_s0", 4), ("", 3), ("", 1)]
+    lines = [f"{name},images/s0.nii.gz,images/s{moving}.nii.gz\n" for name, moving in rows]
+    (tmp_path / "pairs.csv").write_text("".join(["name,fixed,moving\n", *lines]))
+    out = tmp_path / "out"
+    assert run_cli(["register", "--pairs", tmp_path / "pairs.csv", "-m", tiny_model().path, "-o", out])[0] == 0
+    names = {"x/s1_to_s0", "x/s2_to_s0", "y", "s3_to_s0/s4_to_s0", "s3_to_s0", "s1_to_s0"}
+    assert set(statuses(out)) == names
+    assert {entry.name: entry.sidecar for entry in entries(out)} == {
+        pair["name"]: out / pair["sidecar"] for pair in batch_record(out)["pairs"]
+    }
+    assert run_cli(["eval", out, "-o", tmp_path / "eval"])[0] == 0
+    with (tmp_path / "eval/results.csv").open() as stream:
+        assert {row["pair"] for row in csv.DictReader(stream)} == names
+    record = json.loads((tmp_path / "eval/results.json").read_text())
+    transforms = {pair["pair"]: pair["inputs"]["transform"]["path"] for pair in record["pairs"]}
+    assert transforms["x/s2_to_s0"] == str(out / "x/s2_to_s0_Warp.nii.gz")
+    assert transforms["y"] == str(out / "y/s1_to_s0_Warp.nii.gz")
+
+
 BAD_LISTS = {
     "column": ("fixed,moving,movingg_labels\na.nii,b.nii,c.nii\n", "movingg_labels"),
     "no moving": ("fixed,moving\na.nii,\n", "row 1 has no moving image"),

@@ -10,7 +10,7 @@ from typing import Any
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.nifti import stem
 from ofg_deploy.outputs import read_json
-from ofg_deploy.pair_list import read_rows
+from ofg_deploy.pair_list import called, read_rows
 
 COLUMNS = ("fixed_labels", "moving_labels", "transform", "fixed", "moving", "fixed_points", "moving_points")
 NEEDED = {"transform": "write identity where there is none"}
@@ -64,7 +64,9 @@ def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
     if labels is not None and not labels.is_dir():
         raise InputError(f"--labels {labels} is not a folder")
     if source.is_dir():
-        return _numbered([_of_sidecar(path, labels) for path in _sidecars(source)])
+        found = _sidecars(source)
+        names = called(source, [path for path, _ in found])
+        return [_of_sidecar(name, *each, labels) for name, each in zip(names, found, strict=True)]
     if not source.is_file():
         raise InputError(f"{source} does not exist: give a folder of ofg register, or a CSV or JSON list of pairs")
     if labels is not None:
@@ -96,8 +98,7 @@ def _sidecars(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _of_sidecar(sidecar: tuple[Path, dict[str, Any]], labels: Path | None) -> Pair:
-    path, record = sidecar
+def _of_sidecar(name: str, path: Path, record: dict[str, Any], labels: Path | None) -> Pair:
     try:
         files: dict[str, Any] = {
             role: Path(entry["path"]) for role, entry in record["inputs"].items() if role in COLUMNS
@@ -107,10 +108,10 @@ def _of_sidecar(sidecar: tuple[Path, dict[str, Any]], labels: Path | None) -> Pa
         # A name, not a path: a sidecar must not lead anywhere else.
         files["transform"] = path.parent / Path(record["outputs"]["transform"]).name
     except (KeyError, TypeError, AttributeError) as error:
-        return Pair(path.stem, defect=f"{path} is no sidecar this version can read ({error!r})")
+        return Pair(name, defect=f"{path} is no sidecar this version can read ({error!r})")
     if "fixed_labels" not in files:  # moving labels alone were warped, not compared
         files.pop("moving_labels", None)
-    return _checked(Pair(path.stem, **files))
+    return _checked(Pair(name, **files))
 
 
 def _checked(pair: Pair) -> Pair:

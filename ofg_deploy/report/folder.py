@@ -10,6 +10,7 @@ from typing import Any
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import read_csv, read_text
+from ofg_deploy.pair_list import called
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import Failure
 
@@ -27,11 +28,10 @@ def entries(folder: Path) -> list[Registration | Failure]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the --out folder of ofg register")
-    found: list[Registration | Failure] = [Registration(path) for path in _pairs(folder)]
-    for inner in sorted(path for path in folder.glob("*/") if path.is_dir() and not path.name.startswith(".")):
-        paths = _pairs(inner)
-        alone = len(paths) == 1
-        found += [Registration(p, called=inner.name if alone else f"{inner.name}/{p.stem}") for p in paths]
+    inner = sorted(path for path in folder.glob("*/") if path.is_dir() and not path.name.startswith("."))
+    paths = [path for each in (folder, *inner) for path in _pairs(each)]
+    names = called(folder, paths)
+    found: list[Registration | Failure] = [Registration(p, called=n) for p, n in zip(paths, names, strict=True)]
     for table in sorted([*folder.glob("failures.csv"), *folder.glob("failures_part-*.csv")]):
         over = _since(table, found)
         found += [failure for failure in _failures(table) if failure.name not in over]
