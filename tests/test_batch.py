@@ -179,6 +179,7 @@ BAD_LISTS = {
     "same but for letters": ("fixed,moving\na.nii,b.nii\nA.nii,b.nii\n", "two pairs"),
     "same name": ("name,fixed,moving\nx,a.nii,b.nii\nx,a.nii,b.nii\n", "two pairs"),
     "empty": ("fixed,moving\n", "lists no pair"),
+    "result": ("name,fixed,moving\nB_to_A_warped.nii.gz,c.nii,d.nii\n,a.nii,b.nii\n", "a result of another, "),
 }
 
 
@@ -193,6 +194,22 @@ def test_bad_list_is_refused_before_anything(tmp_path, tiny_model, run_cli, case
     assert err.count("\n") == 1
     assert said in err
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_files_beside_the_pairs_are_refused(tmp_path, images, tiny_model, run_cli) -> None:
+    """Those that a batch, a part and a report really leave there."""
+    (images / "s1.nii.gz").write_bytes(b"no image")
+    batch = ["register", "-m", tiny_model().path, "-o", tmp_path / "out", images / "s0.nii.gz", images]
+    assert run_cli([*batch, "--report"])[0] == 6
+    assert run_cli([*batch, "--resume", "--num-parts", 3, "--part-id", 1])[0] == 6
+    beside = {path.name for path in (tmp_path / "out").iterdir() if "_to_" not in path.name}
+    assert len(beside) == 6
+    for name in (*beside, "Batch.JSON"):
+        (tmp_path / "pairs.csv").write_text(f"name,fixed,moving\n{name},a.nii,b.nii\n")
+        code, _, err = run_cli([*batch[:4], tmp_path / "new", "--pairs", tmp_path / "pairs.csv"])
+        assert (code, err.count("\n")) == (3, 1)
+        assert f"row 1: {name!r} is no name for a pair" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_options_that_make_no_sense(tmp_path, images, tiny_model, run_cli) -> None:
@@ -493,6 +510,16 @@ def test_several_pairs_in_one_run(tmp_path, images, atlas, tiny_model, run_cli) 
         assert code == 0
     assert "3 pairs in one run change a field in no bit" in out
     assert results(tmp_path / "3") == results(tmp_path / "1")
+
+
+def test_a_batch_size_that_the_workers_cannot_fill_is_said(tmp_path, images, atlas, tiny_model, run_cli) -> None:
+    arguments = ["register", atlas, images, "-m", tiny_model().path, "--runtime", "onnxruntime", "--batch-size", 3]
+    code, _, err = run_cli([*arguments, "-o", tmp_path / "2", "--workers", 2])
+    assert (code, err.count("\n")) == (0, 1)
+    assert "--batch-size 3 with --workers 2: every run repeats pairs to be full; give --workers 4" in err
+    for workers in (0, 3):
+        code, _, err = run_cli([*arguments, "-o", tmp_path / f"other{workers}", "--workers", workers])
+        assert (code, err) == (0, "")
 
 
 def test_engine_of_one_pair_refuses_a_batch_size(tmp_path, images, atlas, tiny_model, run_cli) -> None:

@@ -93,6 +93,12 @@ def register(pairs: list[Pair], out: Path, means: Means, running: Running, comma
         if running.batch_size > 1:
             change = f"by up to {facts.batch_change_vox:.2g} voxel" if facts.batch_change_vox else "in no bit"
             console.print(f"{running.batch_size} pairs in one run change a field {change}", soft_wrap=True)
+        if running.batch_size > means.workers:  # no error: with less memory it may be what gives an earlier run's bits
+            stderr.print(
+                f"ofg: warning: --batch-size {running.batch_size} with --workers {means.workers}: every run repeats "
+                f"pairs to be full; give --workers {running.batch_size + 1}, or a smaller batch size",
+                soft_wrap=True,
+            )
         console.print(f"{len(mine)} pairs, {means.workers} at once, into {out}", soft_wrap=True)
         record.facts = facts.record()
         record.begin()

@@ -19,6 +19,8 @@ COLUMNS = ("fixed", "moving", *SEVERAL, *ONE_FILE, "init")
 NEEDED = {column: "every pair has both" for column in ("fixed", "moving")}
 Make = Callable[..., Job]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+# Files beside the pairs: of the batch, its parts and its report. Large and small letters may be one.
+TAKEN = re.compile(r"batch(_part-.*)?\.json|failures(_part-.*)?\.csv|report\.html|qc\.tsv", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def from_list(source: Path, out: Path, make: Make) -> list[Pair]:
         name = given.pop("name", "")
         if name and not NAME.fullmatch(name):
             raise InputError(f"{where}: {name!r} is no name for a folder: use letters, digits and _ . + -")
+        if TAKEN.fullmatch(name):
+            raise InputError(f"{where}: {name!r} is no name for a pair: a file beside the pairs is called so")
         if missing := {"fixed", "moving"} - given.keys():
             raise InputError(f"{where} has no {min(missing)} image: {NEEDED['fixed']}")
         for column in set(COLUMNS) & given.keys() - {"init"}:
@@ -155,7 +159,8 @@ def _unique(pairs: list[Pair], out: Path, advice: str) -> list[Pair]:
     """The pairs under names that tell them apart, as ``ofg report`` does where several share a folder.
 
     Raises:
-        InputError: two pairs would write the same file, also where large and small letters are one.
+        InputError: two pairs would write the same file, or one a file where the other has its folder; also where large
+            and small letters are one.
     """
     writers: dict[str, Pair] = {}
     for pair in pairs:
@@ -165,6 +170,12 @@ def _unique(pairs: list[Pair], out: Path, advice: str) -> list[Pair]:
                     f"{path} would be the result of two pairs, {other.job.moving} on {other.job.fixed} and "
                     f"{pair.job.moving} on {pair.job.fixed}: {advice}"
                 )
+    for pair in pairs:
+        if other := writers.get(str(pair.job.out).casefold()):
+            raise InputError(
+                f"{pair.job.out} would be the folder of one pair, {pair.job.moving} on {pair.job.fixed}, and a result "
+                f"of another, {other.job.moving} on {other.job.fixed}: choose another name"
+            )
     often = Counter(pair.name for pair in pairs)
     return [pair if often[pair.name] == 1 else replace(pair, name=_full_name(pair.job, out)) for pair in pairs]
 
