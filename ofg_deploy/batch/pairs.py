@@ -171,7 +171,9 @@ def _unique(pairs: list[Pair], out: Path, advice: str) -> list[Pair]:
                     f"{pair.job.moving} on {pair.job.fixed}: {advice}"
                 )
     for pair in pairs:
-        if other := writers.get(str(pair.job.out).casefold()):
+        folder = str(pair.job.out).casefold()
+        if folder in writers:
+            other = writers[folder]
             raise InputError(
                 f"{pair.job.out} would be the folder of one pair, {pair.job.moving} on {pair.job.fixed}, and a result "
                 f"of another, {other.job.moving} on {other.job.fixed}: choose another name"
