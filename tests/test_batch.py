@@ -512,6 +512,16 @@ def test_several_pairs_in_one_run(tmp_path, images, atlas, tiny_model, run_cli) 
     assert results(tmp_path / "3") == results(tmp_path / "1")
 
 
+def test_resume_takes_what_another_batch_size_or_number_of_threads_made(
+    tmp_path, images, atlas, tiny_model, run_cli
+) -> None:
+    arguments = ["register", atlas, images, "-m", tiny_model(**GAINS).path, "-o", tmp_path / "out"]
+    arguments += ["--runtime", "onnxruntime", "--resume"]
+    assert run_cli([*arguments, "--batch-size", 2, "--threads", 1, "--num-parts", 2])[0] == 0
+    assert run_cli([*arguments, "--batch-size", 3, "--threads", 2])[0] == 0
+    assert list(statuses(tmp_path / "out").values()) == ["skipped", "done", "skipped", "done"]
+
+
 def test_a_batch_size_that_the_workers_cannot_fill_is_said(tmp_path, images, atlas, tiny_model, run_cli) -> None:
     arguments = ["register", atlas, images, "-m", tiny_model().path, "--runtime", "onnxruntime", "--batch-size", 3]
     code, _, err = run_cli([*arguments, "-o", tmp_path / "2", "--workers", 2])
