@@ -45,7 +45,7 @@ def listed(tmp_path, make_grid, world_labels, write_nifti) -> Path:
 
 
 def test_tables_record_and_picture(listed, run_cli):
-    (listed / "names.csv").write_text("label,name\n7,caudate $x$\n3,all the rest\n50,nowhere\n")
+    (listed / "names.csv").write_text("label,name\n7,caudate $x$\n3,=all the rest\n50,nowhere\n")
     second = {**GOOD, "transform": "identity", "fixed_points": "f.csv", "moving_points": "m.csv"}
     source = write_list(listed / "pairs.csv", [{**GOOD, "name": "first"}, second])
     out = listed / "out"
@@ -65,7 +65,7 @@ def test_tables_record_and_picture(listed, run_cli):
     assert float(table[1]["tre_mean_mm"]) == pytest.approx((np.sqrt(3) + 1) / 2)
     assert table[1]["dice"] == table[1]["dice_before"] == table[0]["dice_before"]
     assert [(r["pair"], r["label"], r["name"]) for r in labels[:2]] == [
-        ("first", "3", "all the rest"),
+        ("first", "3", "=all the rest"),
         ("first", "7", "caudate $x$"),
     ]
     assert float(labels[1]["hd95_mm"]) == pytest.approx(scores[7].hd95_mm)
