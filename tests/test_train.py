@@ -209,6 +209,8 @@ def test_bad_data_and_options(
         ([images, "--guidance", "none", "--guidance-steps", 3], 2, "no effect with --guidance none"),
         ([images, "--guidance", "none", "--guidance-optimiser", "adam"], 2, "no effect with --guidance none"),
         ([images, "--guidance-optimiser", "greedy", "--guidance-levels", 3], 2, "no effect"),
+        ([images, "--guidance-optimiser", "adam", "--guidance-field-sigma", 0.5], 2, "no effect"),
+        ([images, "--guidance-gradient-sigma", -1], 2, "must not be negative"),
         ([images, "--similarity", "mse", "--ncc-window", 5], 2, "no effect with --similarity mse"),
         ([images, "--recipe", "other"], 2, "use one of ixi"),
         ([images, "--recipe", "oasis", "--recipe", "ixi"], 2, "one data set at a time"),

@@ -98,6 +98,12 @@ def train(
     guidance_smoothness: Annotated[
         Optional[float], typer.Option(help="Regulariser weight of adam's inner energy; 1.")
     ] = None,
+    guidance_gradient_sigma: Annotated[
+        Optional[float], typer.Option(help="Smoothing of a greedy step's gradient, voxels; 1, multilevel 1.5.")
+    ] = None,
+    guidance_field_sigma: Annotated[
+        Optional[float], typer.Option(help="Smoothing of the field at each greedy step, voxels; 0.5, multilevel 0.7.")
+    ] = None,
     guidance_sobolev: Annotated[
         Optional[float], typer.Option(help="Weight of the gradient of (prediction - target) in the loss; 10, adam 0.")
     ] = None,
@@ -164,6 +170,8 @@ def train(
         "guidance_coarse_steps": guidance_coarse_steps,
         "guidance_lr": guidance_lr,
         "guidance_smoothness": guidance_smoothness,
+        "guidance_gradient_sigma": guidance_gradient_sigma,
+        "guidance_field_sigma": guidance_field_sigma,
         "guidance_sobolev": guidance_sobolev,
         "ncc_window": ncc_window,
     }

@@ -35,12 +35,21 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         "guidance_sobolev": 0.0,
         "ncc_window": 9,
     },
-    "greedy": {"guidance_start": 0.35, "guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5},
+    "greedy": {
+        "guidance_start": 0.35,
+        "guidance_steps": 6,
+        "guidance_gradient_sigma": 1.0,
+        "guidance_field_sigma": 0.5,
+        "guidance_sobolev": 10.0,
+        "ncc_window": 5,
+    },
     "multilevel": {
         "guidance_start": 0.35,
         "guidance_steps": 3,
         "guidance_levels": 2,
         "guidance_coarse_steps": 8,
+        "guidance_gradient_sigma": 1.5,
+        "guidance_field_sigma": 0.7,
         "guidance_sobolev": 10.0,
         "ncc_window": 5,
     },
@@ -96,6 +105,8 @@ class TrainConfig:
         guidance_coarse_steps: its steps at each of the coarse ones.
         guidance_lr: inner learning rate at the first epoch, in voxels; decays like the outer one.
         guidance_smoothness: weight of the regulariser in the inner energy.
+        guidance_gradient_sigma: smoothing of the gradient of a greedy step, standard deviation in voxels.
+        guidance_field_sigma: smoothing of the field after each greedy step, likewise: how stiff the targets are.
         guidance_sobolev: weight of the squared gradient of (prediction - target) beside its square in the OFG loss.
         similarity: what compares warped and fixed, in the inner energy as in the unsupervised loss: ``ncc`` (local
             NCC), ``mse`` (same scanner, same contrast), ``mind`` (other modalities).
@@ -130,6 +141,8 @@ class TrainConfig:
     guidance_coarse_steps: int = 8
     guidance_lr: float = 0.1
     guidance_smoothness: float = 1.0
+    guidance_gradient_sigma: float = 1.5
+    guidance_field_sigma: float = 0.7
     guidance_sobolev: float = 0.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
@@ -177,8 +190,9 @@ class TrainConfig:
                 raise UsageError(f"--{option} {value}: a finite number is needed")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed} must be from 0 to 4294967295")
-        for name in ("smoothness", "guidance_smoothness", "guidance_sobolev", "dice_weight", "picture_every"):
-            if (value := getattr(self, name)) is not None and value < 0:
+        for name, value in numbers.items():
+            not_negative = name in ("smoothness", "dice_weight", "picture_every") or name.startswith("guidance_")
+            if not_negative and isinstance(value, int | float) and value < 0:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} {value} must not be negative")
 

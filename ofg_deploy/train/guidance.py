@@ -108,7 +108,12 @@ def inner_optimiser(config: TrainConfig, device: torch.device) -> InnerOptimiser
     if config.guidance_optimiser == "adam":
         custom = config.similarity != "ncc" or config.regulariser != "diffusion"
         return PublishedAdam(config, choose_backend(device, "auto", custom))
-    options: Greedy | Multilevel = Greedy(config.guidance_steps, window=config.ncc_window)
+    options: Greedy | Multilevel = Greedy(
+        config.guidance_steps,
+        gradient_sigma=config.guidance_gradient_sigma,
+        field_sigma=config.guidance_field_sigma,
+        window=config.ncc_window,
+    )
     if config.guidance_optimiser == "multilevel":
         options = Multilevel(options, (config.guidance_coarse_steps,) * (config.guidance_levels - 1))
         options.check_grid(config.expects.shape)
