@@ -5,8 +5,8 @@ validation does not count. Learning rates decay with the share of the budget tha
 validation pairs; test pairs are touched once, by ``--test``, after all training. Every run is kept as it ends, and a
 killed benchmark goes on with the next one.
 
-    python benchmarks/guidance_quality.py hippocampus --work DIR --budget 120 --test
-    python benchmarks/guidance_quality.py brains --work DIR --budget 60 --test
+    python benchmarks/guidance_quality.py hippocampus --work DIR --budget 450 --test --figure docs/guidance.png
+    python benchmarks/guidance_quality.py brains --work DIR --budget 300 --test
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import folding_percent
 from ofg_deploy.outputs import to_json
 from ofg_deploy.preprocess import Intensity, NetworkInput
-from ofg_deploy.train.config import TrainConfig
+from ofg_deploy.train.config import GUIDANCE_OPTIONS, TrainConfig
 from ofg_deploy.train.networks import voxelmorph
 from ofg_deploy.train.objective import Batch, Objective
 
 RESULTS = Path(__file__).parent / "results/guidance_quality.json"
 EPOCHS = 1000  # steps in which the learning rates decay
-GREEDY = {"guidance_optimiser": "greedy", "guidance_steps": 6, "guidance_sobolev": 10.0, "ncc_window": 5}
+CURVE = 10  # validations on the way
+GREEDY = {"guidance_optimiser": "greedy", **GUIDANCE_OPTIONS["greedy"], "lr": 2e-3}
 METHODS: dict[str, dict[str, Any]] = {
-    "unsupervised": {"guidance": "none", "ncc_window": 5, "lr": 3e-3},
+    "unsupervised": {"guidance": "none", "ncc_window": 5, "lr": 2e-3},
     "published": {"lr": 3e-3},
-    "late greedy": {**GREEDY, "guidance_start": 0.35, "lr": 2e-3},
+    "greedy": GREEDY,
+    "greedy, stiff": {**GREEDY, "guidance_gradient_sigma": 1.5, "guidance_field_sigma": 0.7},
     "late published": {"guidance_start": 0.35, "lr": 3e-3},
     "unsupervised, window 9": {"guidance": "none", "lr": 3e-3},
     "published, inner lr 0.2": {"guidance_lr": 0.2, "lr": 3e-3},
 }
-COMPARED = ["unsupervised", "published", "late greedy"]
+COMPARED = ["unsupervised", "published", "greedy"]
 REFINERS = {
     "15 greedy steps": Greedy(15),
     "15 coarse and 15 fine greedy steps": Multilevel(Greedy(15), (15,)),
@@ -83,18 +85,27 @@ def main() -> None:
     if options.test:
         test(options, subjects)
     if options.figure:
-        draw(json.loads(options.json.read_text())[options.set], options.figure)
+        draw(json.loads(options.json.read_text())[section(options)], options.figure)
+
+
+def section(options: argparse.Namespace) -> str:
+    """Where results are kept: runs of another length are other results."""
+    return f"{options.set}, {options.budget:g} s"
 
 
 def keep(options: argparse.Namespace, key: str, work: Any) -> None:
     """Do what is not in the results yet, and write it down at once."""
     results = json.loads(options.json.read_text()) if options.json.exists() else {}
-    found = results.setdefault(options.set, {"machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread"})
+    found = results.setdefault(
+        section(options), {"machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread"}
+    )
     if key not in found:
-        found[key] = work()
+        result = work()
+        results = json.loads(options.json.read_text()) if options.json.exists() else results
+        results.setdefault(section(options), found)[key] = result
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(to_json(results))
-        print(options.set, key, json.dumps(found[key]), flush=True)
+        print(section(options), key, json.dumps(result), flush=True)
 
 
 def configuration(subjects: Subjects, method: str, seed: int) -> TrainConfig:
@@ -122,14 +133,15 @@ def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: in
         adam.step()
         adam.zero_grad()
         steps, spent = steps + 1, spent + time.process_time() - start
-        if spent >= options.budget * (len(curve) + 1) / 4:
-            curve.append(evaluate(subjects, network, "validation")["dice"])
+        if spent >= options.budget * (len(curve) + 1) / CURVE:
+            found = evaluate(subjects, network, "validation")
+            curve.append([round(spent, 1), found["dice"], found["folds"]])
     torch.save(network.state_dict(), weights(options, method, seed))
     return {"steps": steps, "seconds": round(spent, 1), "curve": curve, **evaluate(subjects, network, "validation")}
 
 
 def weights(options: argparse.Namespace, method: str, seed: int) -> Path:
-    return options.work / options.set / f"{method}-{seed}.pt"
+    return options.work / options.set / f"{method}-{seed}, {options.budget:g} s.pt"
 
 
 def batch(subjects: Subjects, fixed: int, moving: int) -> Batch:
@@ -191,31 +203,32 @@ def summary(rows: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Dice against folding of the test pairs: each seed's network, and what refinement makes of it; other methods."""
+    """Dice and folding of the validation pairs on the way, and both of the test pairs, as trained and refined."""
     from matplotlib.figure import Figure
 
-    found = {key.removeprefix("test "): row for key, row in results.items() if key.startswith("test ")}
-    axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    rising, folding, tested = figure.subplots(1, 3)
     floor = 1e-4  # percent: nothing folds
-    refined = next(iter(REFINERS))
+    refined, no_network, syn_key = next(iter(REFINERS)), list(WITHOUT_NETWORK)[-1], "test ANTsPy SyN behind our affine"
     for method, colour in zip(COMPARED, ("tab:gray", "tab:blue", "tab:orange"), strict=True):
-        rows = [row for key, row in found.items() if key.rpartition("-")[0] == method]
+        runs = [row for key, row in results.items() if key.rpartition("-")[0] == method]
+        seconds, dice, folds = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
+        for axes, values in ((rising, dice), (folding, np.maximum(folds, floor))):
+            axes.plot(seconds.mean(axis=0), values.mean(axis=0), color=colour, label=method)
+            axes.fill_between(seconds.mean(axis=0), values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2)
+        rows = [row for key, row in results.items() if key.rpartition("-")[0] == f"test {method}"]
         for marker, key, suffix in (("o", "", ""), ("^", f"{refined}: ", f" + {refined}")):
-            axes.plot(
-                [max(r[f"{key}folds"], floor) for r in rows],
-                [r[f"{key}dice"] for r in rows],
-                marker,
-                color=colour,
-                label=method + suffix,
-            )
-    best = "ANTsPy SyN behind our affine"
-    axes.axhline(found[best]["dice"], color="black", linewidth=1, label=best)
-    name = list(WITHOUT_NETWORK)[-1]
-    label = f"no network, {name}"
-    axes.axhline(found["no network"][f"{name}: dice"], color="black", linewidth=1, linestyle=":", label=label)
-    axes.set(xscale="log", xlabel="folding (%), 0.0001 is none", ylabel="Dice, test pairs")
-    axes.legend(fontsize=7)
-    axes.figure.savefig(path, dpi=110)
+            points = [max(r[f"{key}folds"], floor) for r in rows], [r[f"{key}dice"] for r in rows]
+            tested.plot(*points, marker, color=colour, label=method + suffix)
+    tested.axhline(results[syn_key]["dice"], color="black", linewidth=1, label=syn_key.removeprefix("test "))
+    dice = results["test no network"][f"{no_network}: dice"]
+    tested.axhline(dice, color="black", linewidth=1, linestyle=":", label=f"no network, {no_network}")
+    rising.set(xlabel="processor time (s)", ylabel="Dice, validation pairs")
+    folding.set(yscale="log", xlabel="processor time (s)", ylabel="folding (%), validation pairs; 0.0001 is none")
+    tested.set(xscale="log", xlabel="folding (%), 0.0001 is none", ylabel="Dice, test pairs")
+    rising.legend(fontsize=7)
+    tested.legend(fontsize=6)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def train(
         Optional[float], typer.Option(help="Regulariser weight of adam's inner energy; 1.")
     ] = None,
     guidance_gradient_sigma: Annotated[
-        Optional[float], typer.Option(help="Smoothing of a greedy step's gradient, voxels; 1, multilevel 1.5.")
+        Optional[float], typer.Option(help="Smoothing of a greedy step's gradient, voxels; 1.5.")
     ] = None,
     guidance_field_sigma: Annotated[
         Optional[float], typer.Option(help="Smoothing of the field at each greedy step, voxels; 0.5, multilevel 0.7.")

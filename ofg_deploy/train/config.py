@@ -38,7 +38,7 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {
         "guidance_start": 0.35,
         "guidance_steps": 6,
-        "guidance_gradient_sigma": 1.0,
+        "guidance_gradient_sigma": 1.5,
         "guidance_field_sigma": 0.5,
         "guidance_sobolev": 10.0,
         "ncc_window": 5,
