@@ -102,7 +102,7 @@ def train(
         Optional[float], typer.Option(help="Smoothing of a greedy step's gradient, voxels; 1.5.")
     ] = None,
     guidance_field_sigma: Annotated[
-        Optional[float], typer.Option(help="Smoothing of the field at each greedy step, voxels; 0.5, multilevel 0.7.")
+        Optional[float], typer.Option(help="Smoothing of the field at each greedy step, voxels; 0.5.")
     ] = None,
     guidance_sobolev: Annotated[
         Optional[float], typer.Option(help="Weight of the gradient of (prediction - target) in the loss; 10, adam 0.")

@@ -94,7 +94,7 @@ class Greedy:
     steps: int = 20
     step: float = 1.0
     gradient_sigma: float = 1.5
-    field_sigma: float = 0.7
+    field_sigma: float = 0.5
     window: int = 5
     structure: float = 0.0
 

@@ -49,7 +49,7 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         "guidance_levels": 2,
         "guidance_coarse_steps": 8,
         "guidance_gradient_sigma": 1.5,
-        "guidance_field_sigma": 0.7,
+        "guidance_field_sigma": 0.5,
         "guidance_sobolev": 10.0,
         "ncc_window": 5,
     },
@@ -142,7 +142,7 @@ class TrainConfig:
     guidance_lr: float = 0.1
     guidance_smoothness: float = 1.0
     guidance_gradient_sigma: float = 1.5
-    guidance_field_sigma: float = 0.7
+    guidance_field_sigma: float = 0.5
     guidance_sobolev: float = 0.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
