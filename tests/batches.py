@@ -10,8 +10,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ofg_deploy.batch.pairs import Pair, from_folders
+from ofg_deploy.batch.work import Means
 from ofg_deploy.geometry import Grid
+from ofg_deploy.serve.job import Job
 
+GAINS = {"gain_moving": (1.5, -0.7, 0.9), "gain_fixed": (-0.4, 1.1, 0.6)}  # the field depends on both images
 MAY_DIFFER = ("created", "seconds", "command")  # between two runs of the same
 
 
@@ -49,3 +53,11 @@ def batch_record(out: Path) -> dict[str, Any]:
 
 def statuses(out: Path) -> dict[str, str]:
     return {pair["name"]: pair["status"] for pair in batch_record(out)["pairs"]}
+
+
+def means(model: Path, out: Path, workers: int = 2, **more: Any) -> Means:
+    return Means(model, "cpu", 1, None, "onnxruntime", workers, out=out, **{"batch_size": 1, **more})
+
+
+def pairs_of(atlas: Path, images: Path, out: Path) -> list[Pair]:
+    return from_folders(atlas, images, out, Job, {})

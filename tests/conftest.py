@@ -282,6 +282,20 @@ def files(tmp_path, make_grid, world_image, write_nifti) -> tuple[Path, Path, Gr
 
 
 @pytest.fixture
+def images(tmp_path, make_grid, world_image) -> Path:
+    """A folder of five subjects."""
+    from batches import write_subjects
+
+    return write_subjects(tmp_path / "images", 5, make_grid, world_image)
+
+
+@pytest.fixture
+def atlas(images) -> Path:
+    """One of the five, taken out of the folder."""
+    return (images / "s0.nii.gz").rename(images.parent / "atlas.nii.gz")
+
+
+@pytest.fixture
 def engine(tiny_model) -> Engine:
     """The tiny model's, on the CPU."""
     from ofg_deploy.serve.engine import open_engine
