@@ -47,7 +47,7 @@ GUIDANCE = {
     "ofg": ("--recipe", "paper", "--guidance-smoothness", 4),
     "ofg-greedy": (
         *("--guidance-optimiser", "greedy", "--guidance-steps", 3, "--ncc-window", 5),
-        *("--guidance-start", 0, "--guidance-sobolev", 0),
+        *("--guidance-start", 0, "--guidance-sobolev", 0, "--guidance-field-sigma", 0.7),
     ),
 }
 # Greedy guidance is not of the paper: tried on the smallest network alone.
