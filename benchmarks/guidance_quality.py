@@ -40,6 +40,7 @@ CURVE = 10  # validations on the way
 GREEDY = {"guidance_optimiser": "greedy", **GUIDANCE_OPTIONS["greedy"], "lr": 2e-3}
 METHODS: dict[str, dict[str, Any]] = {
     "unsupervised": {"guidance": "none", "ncc_window": 5, "lr": 3e-3},
+    "unsupervised, rate 2e-3": {"guidance": "none", "ncc_window": 5, "lr": 2e-3},
     "published": {"lr": 2e-3},
     "greedy": GREEDY,
     "greedy, stiff": {**GREEDY, "guidance_gradient_sigma": 1.5, "guidance_field_sigma": 0.7},
