@@ -102,6 +102,7 @@ def keep(options: argparse.Namespace, key: str, work: Any) -> None:
     )
     if key not in found:
         result = work()
+        # Read again: the other set may have been written to the same file in the meantime.
         results = json.loads(options.json.read_text()) if options.json.exists() else results
         results.setdefault(section(options), found)[key] = result
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -222,8 +223,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             points = [max(r[f"{key}folds"], floor) for r in rows], [r[f"{key}dice"] for r in rows]
             tested.plot(*points, marker, color=colour, label=method + suffix)
     tested.axhline(results[syn_key]["dice"], color="black", linewidth=1, label=syn_key.removeprefix("test "))
-    dice = results["test no network"][f"{no_network}: dice"]
-    tested.axhline(dice, color="black", linewidth=1, linestyle=":", label=f"no network, {no_network}")
+    without = results["test no network"][f"{no_network}: dice"]
+    tested.axhline(without, color="black", linewidth=1, linestyle=":", label=f"no network, {no_network}")
     rising.set(xlabel="processor time (s)", ylabel="Dice, validation pairs")
     folding.set(yscale="log", xlabel="processor time (s)", ylabel="folding (%), validation pairs; 0.0001 is none")
     tested.set(xscale="log", xlabel="folding (%), 0.0001 is none", ylabel="Dice, test pairs")

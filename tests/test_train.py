@@ -22,6 +22,7 @@ from ofg_deploy import nifti
 from ofg_deploy.errors import DeviceError, InputError, UsageError
 from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid
+from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import dice, mean
 from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
@@ -210,7 +211,7 @@ def test_bad_data_and_options(
         ([images, "--guidance", "none", "--guidance-optimiser", "adam"], 2, "no effect with --guidance none"),
         ([images, "--guidance-optimiser", "greedy", "--guidance-levels", 3], 2, "no effect"),
         ([images, "--guidance-optimiser", "adam", "--guidance-field-sigma", 0.5], 2, "no effect"),
-        ([images, "--guidance-gradient-sigma", -1], 2, "must not be negative"),
+        ([images, "--guidance-gradient-sigma", -1], 2, "--guidance-gradient-sigma -1.0 must not be negative"),
         ([images, "--similarity", "mse", "--ncc-window", 5], 2, "no effect with --similarity mse"),
         ([images, "--recipe", "other"], 2, "use one of ixi"),
         ([images, "--recipe", "oasis", "--recipe", "ixi"], 2, "one data set at a time"),
@@ -317,6 +318,11 @@ def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
     assert replace(published, **settle_guidance("ofg", "adam", "ncc", {})) == published
     greedy = settle_guidance("ofg", "greedy", "ncc", {"guidance_steps": 2, "ncc_window": None})
     assert (greedy["guidance_optimiser"], greedy["guidance_steps"], greedy["ncc_window"]) == ("greedy", 2, 5)
+    steps = Greedy()  # guidance and --refine step alike
+    assert (greedy["guidance_gradient_sigma"], greedy["guidance_field_sigma"]) == (
+        steps.gradient_sigma,
+        steps.field_sigma,
+    )
     assert settle_guidance("ofg", None, "ncc", {})["guidance_optimiser"] == DEFAULT_OPTIMISER
     assert settle_guidance("ofg", None, "mind", {})["guidance_optimiser"] == "adam"
     assert settle_guidance("none", None, "ncc", {})["ncc_window"] == 9
