@@ -18,7 +18,7 @@ from torch.nn import functional
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.compiled import compiled, most_threads, threads
-from ofg_deploy.kernels.compose import compose, largest_length
+from ofg_deploy.kernels.compose import compose, lengths
 from ofg_deploy.kernels.gaussian import smooth
 from ofg_deploy.kernels.local_ncc import loss_and_gradient
 from ofg_deploy.kernels.refine import Adam, Greedy
@@ -176,14 +176,34 @@ def test_smoothing_is_scipys(sigma: float) -> None:
     assert out == pytest.approx(expected, abs=2e-6)
 
 
-def test_composition_and_length() -> None:
+@pytest.mark.parametrize("limit", [np.inf, 2.0])
+def test_composition_and_lengths(limit: float) -> None:
     field, direction, out = random_field(16), random_field(17), np.empty((3, *SHAPE), np.float32)
-    compose(field, direction, -0.7, out)
-    step = -0.7 * direction.astype(float)
+    compose(field, direction, -0.7, out, limit)
+    length = np.linalg.norm(direction.astype(float), axis=0)
+    assert 0.2 < (0.7 * length > 2).mean() < 0.8
+    step = -0.7 * direction * np.minimum(1, limit / (0.7 * length))
     position = np.indices(SHAPE) + step
     expected = [s + map_coordinates(f, position, order=1, mode="nearest") for s, f in zip(step, field, strict=True)]
     assert out == pytest.approx(np.array(expected), abs=2e-5)
-    assert largest_length(direction) == pytest.approx(np.linalg.norm(direction, axis=0).max(), rel=1e-6)
+    assert lengths(direction) == pytest.approx((length.max(), np.average(length, weights=length)), rel=1e-6)
+    assert lengths(0 * direction) == (0, 0)
+
+
+def test_a_greedy_step_is_as_long_as_asked_and_does_not_see_empty_background() -> None:
+    image = [np.pad(gaussian_filter(random_image(n), 1), 8).astype(np.float32) for n in (22, 23)]
+    options = Greedy(steps=1, step=0.8, limit=1.5, field_sigma=0)
+    field = options.refine(np.zeros((3, *image[0].shape), np.float32), *image)
+    length = np.linalg.norm(field, axis=0)
+    assert length.max() == pytest.approx(0.8, rel=1e-5)
+    assert (length > 0.799).sum() > 100, "only the longest vectors are shortened, so many must be at the limit"
+    free = replace(options, limit=np.inf).refine(np.zeros_like(field), *image)
+    short = np.linalg.norm(free, axis=0)
+    unlike = short[length < 0.799] * length[length < 0.799].max() / short[length < 0.799].max()
+    assert length[length < 0.799] == pytest.approx(unlike, abs=1e-5), "shorter ones keep their proportions"
+    wider = [np.pad(a, ((4, 9), (0, 6), (11, 3))) for a in image]
+    padded = options.refine(np.zeros((3, *wider[0].shape), np.float32), *wider)
+    assert padded[:, 4:-9, :-6, 11:-3] == pytest.approx(field, abs=1e-5)
 
 
 def test_greedy_recovers_a_known_field() -> None:

@@ -28,6 +28,7 @@ from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
 from ofg_deploy.train.dataset import check_pairs, find_pairs, load_cached, misfits, plan_grid, prepare_all
 from ofg_deploy.train.devices import choose_device
+from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
 from ofg_deploy.train.recipes import split_recipes
 
@@ -212,6 +213,7 @@ def test_bad_data_and_options(
         ([images, "--guidance-optimiser", "greedy", "--guidance-levels", 3], 2, "no effect"),
         ([images, "--guidance-optimiser", "adam", "--guidance-field-sigma", 0.5], 2, "no effect"),
         ([images, "--guidance-gradient-sigma", -1], 2, "--guidance-gradient-sigma -1.0 must not be negative"),
+        ([images, "--guidance-step-limit", 0], 2, "--guidance-step-limit 0.0 must be above 0"),
         ([images, "--similarity", "mse", "--ncc-window", 5], 2, "no effect with --similarity mse"),
         ([images, "--recipe", "other"], 2, "use one of ixi"),
         ([images, "--recipe", "oasis", "--recipe", "ixi"], 2, "one data set at a time"),
@@ -240,6 +242,11 @@ def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 3
         assert "being trained by another process" in done.stderr
+    record = json.loads(run.config.read_text())
+    del record["config"]["guidance_steps"]
+    run.config.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"config\.json: another version .*guidance_steps"):
+        run.read()
 
 
 def test_labels_that_are_not_there_are_no_dice_of_zero(subjects: tuple[Path, Path]) -> None:
@@ -318,11 +325,12 @@ def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
     assert replace(published, **settle_guidance("ofg", "adam", "ncc", {})) == published
     greedy = settle_guidance("ofg", "greedy", "ncc", {"guidance_steps": 2, "ncc_window": None})
     assert (greedy["guidance_optimiser"], greedy["guidance_steps"], greedy["ncc_window"]) == ("greedy", 2, 5)
-    steps = Greedy()  # guidance and --refine step alike
-    assert (greedy["guidance_gradient_sigma"], greedy["guidance_field_sigma"]) == (
-        steps.gradient_sigma,
-        steps.field_sigma,
-    )
+    guide = inner_optimiser(replace(published, **greedy), torch.device("cpu"))
+    assert guide.options == Greedy(2), "guidance and --refine step alike"
+    others = {"step_voxels": 0.7, "step_limit": 3.0, "gradient_sigma": 0.8, "field_sigma": 0.6}
+    asked = settle_guidance("ofg", "greedy", "ncc", {f"guidance_{name}": value for name, value in others.items()})
+    guide = inner_optimiser(replace(published, **asked), torch.device("cpu"))
+    assert guide.options == Greedy(6, *others.values())
     assert settle_guidance("ofg", None, "ncc", {})["guidance_optimiser"] == DEFAULT_OPTIMISER
     assert settle_guidance("ofg", None, "mind", {})["guidance_optimiser"] == "adam"
     assert settle_guidance("none", None, "ncc", {})["ncc_window"] == 9

@@ -98,6 +98,13 @@ def train(
     guidance_smoothness: Annotated[
         Optional[float], typer.Option(help="Regulariser weight of adam's inner energy; 1.")
     ] = None,
+    guidance_step_voxels: Annotated[
+        Optional[float], typer.Option(help="Length of the longest vectors of a greedy step; 0.5.")
+    ] = None,
+    guidance_step_limit: Annotated[
+        Optional[float],
+        typer.Option(help="Vectors of a greedy step longer than so many mean lengths are shortened; 2."),
+    ] = None,
     guidance_gradient_sigma: Annotated[
         Optional[float], typer.Option(help="Smoothing of a greedy step's gradient, voxels; 1.5.")
     ] = None,
@@ -170,6 +177,8 @@ def train(
         "guidance_coarse_steps": guidance_coarse_steps,
         "guidance_lr": guidance_lr,
         "guidance_smoothness": guidance_smoothness,
+        "guidance_step_voxels": guidance_step_voxels,
+        "guidance_step_limit": guidance_step_limit,
         "guidance_gradient_sigma": guidance_gradient_sigma,
         "guidance_field_sigma": guidance_field_sigma,
         "guidance_sobolev": guidance_sobolev,

@@ -1,4 +1,4 @@
-"""The greedy step's own passes: direction of descent, its largest length, and the composition with the field."""
+"""The greedy step's own passes: direction of descent, its lengths, and the composition with the field."""
 
 from __future__ import annotations
 
@@ -25,18 +25,26 @@ def scale_slope(slope: Array, image: Array) -> None:
 
 
 @compiled(parallel=True)
-def largest_length(vectors: Array) -> float:
-    """Largest Euclidean length of the vectors of (3, X, Y, Z)."""
-    squares = np.zeros(vectors.shape[1], np.float32)
+def lengths(vectors: Array) -> tuple[float, float]:
+    """Of the vectors of (3, X, Y, Z): the largest Euclidean length, and the mean one, each weighted by itself.
+
+    That mean is sum(length^2) / sum(length), 0 where there is nothing: what is empty around the anatomy has no say.
+    """
+    # By plane and column: what a loop adds up across rows can be added in vectors.
+    columns = np.zeros((3, vectors.shape[1], vectors.shape[3]), np.float32)
     for x in prange(vectors.shape[1]):
-        largest = np.float32(0)
+        largest, sums, squares = columns[0, x], columns[1, x], columns[2, x]
         for y in range(vectors.shape[2]):
             v_x, v_y, v_z = vectors[0, x, y], vectors[1, x, y], vectors[2, x, y]
             for z in range(v_x.size):
                 square = v_x[z] * v_x[z] + v_y[z] * v_y[z] + v_z[z] * v_z[z]
-                largest = max(largest, square)
-        squares[x] = largest
-    return np.sqrt(np.max(squares))  # type: ignore[no-any-return]
+                length = np.sqrt(square)
+                largest[z] = max(largest[z], length)
+                sums[z] += length
+                squares[z] += square
+    total = columns[1].astype(np.float64).sum()
+    mean = columns[2].astype(np.float64).sum() / total if total > 0 else 0.0
+    return columns[0].max(), mean
 
 
 @compiled()
@@ -51,18 +59,21 @@ def _interpolate(flat: Array, i: Any, step_x: Any, step_y: Any, one: Any, t_x: A
 
 
 @compiled(parallel=True)
-def compose(field: Array, direction: Array, factor: float, out: Array) -> None:
-    """The map of ``factor`` x direction first, then that of ``field``: out(x) = s(x) + field(x + s(x)).
+def compose(field: Array, direction: Array, factor: float, out: Array, limit: float = np.inf) -> None:
+    """The map s of ``factor`` x direction first, then that of ``field``: out(x) = s(x) + field(x + s(x)).
 
-    Linear interpolation; beyond the border the field keeps its edge value.
+    Vectors of s longer than ``limit`` are shortened to it. Linear interpolation; beyond the border the field keeps its
+    edge value.
 
     Args:
         field, direction: (3, X, Y, Z) voxels.
         factor: of the direction.
         out: (3, X, Y, Z), an array of its own.
+        limit: voxels.
     """
     size_x, size_y, size_z = field.shape[1:]
-    scale, zero = np.float32(factor), np.float32(0)
+    scale, size, zero = np.float32(factor), np.float32(abs(factor)), np.float32(0)
+    bound = np.float32(min(limit, 1e30))  # finite: a ratio is made of it
     end_x, end_y, end_z = np.float32(size_x - 1), np.float32(size_y - 1), np.float32(size_z - 1)
     flat = field.reshape(-1)
     # Unsigned, so that numba does not look for negative indices.
@@ -72,8 +83,11 @@ def compose(field: Array, direction: Array, factor: float, out: Array) -> None:
         for y in range(size_y):
             s_x, s_y, s_z = direction[0, x, y], direction[1, x, y], direction[2, x, y]
             o_x, o_y, o_z = out[0, x, y], out[1, x, y], out[2, x, y]
+            for z in range(size_z):  # by itself, so that it is done in vectors
+                length = size * np.sqrt(s_x[z] * s_x[z] + s_y[z] * s_y[z] + s_z[z] * s_z[z])
+                shortened = scale * (bound / max(length, bound))
+                o_x[z], o_y[z], o_z[z] = shortened * s_x[z], shortened * s_y[z], shortened * s_z[z]
             for z in range(size_z):
-                o_x[z], o_y[z], o_z[z] = scale * s_x[z], scale * s_y[z], scale * s_z[z]
                 p_x = min(max(np.float32(x) + o_x[z], zero), end_x)
                 p_y = min(max(np.float32(y) + o_y[z], zero), end_y)
                 p_z = min(max(np.float32(z) + o_z[z], zero), end_z)

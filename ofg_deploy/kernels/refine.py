@@ -78,12 +78,15 @@ class Adam:
 class Greedy:
     """Steps of equal length down the smoothed gradient of the local NCC, composed with the field.
 
-    Each step: gradient in the field, smoothed; scaled so that its longest vector is ``step`` voxels; composed; the
-    field smoothed. It does not slow down by itself: the number of steps is the stopping rule.
+    Each step: gradient in the field, smoothed; vectors longer than ``limit`` times the mean length shortened to that;
+    scaled so that the longest is ``step`` voxels; composed; the field smoothed. It does not slow down by itself: the
+    number of steps is the stopping rule.
 
     Attributes:
         steps: how many.
         step: length of the longest vector of each step, in voxels.
+        limit: times the mean length of the vectors, each weighted by itself, which empty background leaves as it is.
+            Without one (infinite) the few strongest edges alone say how far everything else may move.
         gradient_sigma: smoothing of the gradient (viscous), standard deviation in voxels.
         field_sigma: smoothing of the field (elastic), standard deviation in voxels.
         window: odd edge length of the NCC's cube, in voxels.
@@ -92,7 +95,8 @@ class Greedy:
     """
 
     steps: int = 20
-    step: float = 1.0
+    step: float = 0.5
+    limit: float = 2.0
     gradient_sigma: float = 1.5
     field_sigma: float = 0.5
     window: int = 5
@@ -100,9 +104,9 @@ class Greedy:
 
     def __post_init__(self) -> None:
         _check_steps_and_window(self.steps, self.window)
-        if not (self.step > 0 and min(self.gradient_sigma, self.field_sigma, self.structure) >= 0):
+        if not (min(self.step, self.limit) > 0 and min(self.gradient_sigma, self.field_sigma, self.structure) >= 0):
             raise UsageError(
-                f"step {self.step} must be positive; gradient_sigma {self.gradient_sigma}, "
+                f"step {self.step} and limit {self.limit} must be positive; gradient_sigma {self.gradient_sigma}, "
                 f"field_sigma {self.field_sigma} and structure {self.structure} not negative"
             )
 
@@ -159,10 +163,11 @@ class Descent:
         options = self._options
         compose.scale_slope(self._slope, self._warped)
         smooth(self._slope, options.gradient_sigma, self._direction, self._buffers)
-        longest = compose.largest_length(self._direction)
+        longest, mean = compose.lengths(self._direction)
         if longest == 0:
             return False
-        compose.compose(self.field, self._direction, -options.step / longest, self._slope)
+        factor = options.step / min(longest, options.limit * mean)
+        compose.compose(self.field, self._direction, -factor, self._slope, options.step)
         smooth(self._slope, options.field_sigma, self.field, self._buffers)
         return True
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.model_file import read_network_input
 from ofg_deploy.preprocess import NetworkInput
 
@@ -24,6 +25,15 @@ CHOICES = {
 }
 
 DEFAULT_OPTIMISER: Optimiser = "greedy"
+# Guidance and --refine step alike.
+_STEP_OPTIONS: dict[str, Any] = {
+    "guidance_step_voxels": Greedy.step,
+    "guidance_step_limit": Greedy.limit,
+    "guidance_gradient_sigma": Greedy.gradient_sigma,
+    "guidance_field_sigma": Greedy.field_sigma,
+    "guidance_sobolev": 10.0,
+    "ncc_window": Greedy.window,
+}
 # What each inner optimiser takes, and its defaults; without guidance the window is that of the unsupervised loss.
 GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
     "none": {"ncc_window": 9},
@@ -35,23 +45,13 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         "guidance_sobolev": 0.0,
         "ncc_window": 9,
     },
-    "greedy": {
-        "guidance_start": 0.35,
-        "guidance_steps": 6,
-        "guidance_gradient_sigma": 1.5,
-        "guidance_field_sigma": 0.5,
-        "guidance_sobolev": 10.0,
-        "ncc_window": 5,
-    },
+    "greedy": {"guidance_start": 0.35, "guidance_steps": 6, **_STEP_OPTIONS},
     "multilevel": {
         "guidance_start": 0.35,
         "guidance_steps": 3,
         "guidance_levels": 2,
         "guidance_coarse_steps": 8,
-        "guidance_gradient_sigma": 1.5,
-        "guidance_field_sigma": 0.5,
-        "guidance_sobolev": 10.0,
-        "ncc_window": 5,
+        **_STEP_OPTIONS,
     },
 }
 
@@ -105,6 +105,8 @@ class TrainConfig:
         guidance_coarse_steps: its steps at each of the coarse ones.
         guidance_lr: inner learning rate at the first epoch, in voxels; decays like the outer one.
         guidance_smoothness: weight of the regulariser in the inner energy.
+        guidance_step_voxels: length of the longest vectors of a greedy step.
+        guidance_step_limit: times the mean length (``kernels.refine.Greedy``) beyond which vectors are shortened.
         guidance_gradient_sigma: smoothing of the gradient of a greedy step, standard deviation in voxels.
         guidance_field_sigma: smoothing of the field after each greedy step, likewise: how stiff the targets are.
         guidance_sobolev: weight of the squared gradient of (prediction - target) beside its square in the OFG loss.
@@ -141,8 +143,10 @@ class TrainConfig:
     guidance_coarse_steps: int = 8
     guidance_lr: float = 0.1
     guidance_smoothness: float = 1.0
-    guidance_gradient_sigma: float = 1.5
-    guidance_field_sigma: float = 0.5
+    guidance_step_voxels: float = Greedy.step
+    guidance_step_limit: float = Greedy.limit
+    guidance_gradient_sigma: float = Greedy.gradient_sigma
+    guidance_field_sigma: float = Greedy.field_sigma
     guidance_sobolev: float = 0.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
@@ -173,6 +177,8 @@ class TrainConfig:
             "--guidance-steps": self.guidance_steps,
             "--guidance-coarse-steps": self.guidance_coarse_steps,
             "--guidance-lr": self.guidance_lr,
+            "--guidance-step-voxels": self.guidance_step_voxels,
+            "--guidance-step-limit": self.guidance_step_limit,
             "--lr": self.lr,
             "--epochs": self.epochs,
             "--steps-per-epoch": 1 if self.steps_per_epoch is None else self.steps_per_epoch,
@@ -226,7 +232,10 @@ class TrainConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> TrainConfig:
-        """Raises ``TypeError`` or ``KeyError`` on unknown or missing keys: a default of today is not that of then."""
-        if missing := {f.name for f in fields(cls)} - record.keys():
-            raise TypeError(f"{', '.join(sorted(missing))} missing: it was started by another version")
+        """Raises InputError unless the options are those of this version: a default of today is not that of then."""
+        if others := {f.name for f in fields(cls)} ^ record.keys():
+            raise InputError(
+                f"another version of ofg train started this run ({', '.join(sorted(others))} not known to both): "
+                "resume it with that version, or start a new one"
+            )
         return cls(**{**record, "expects": read_network_input(record["expects"])})

@@ -59,8 +59,11 @@ def _descend(options: Greedy, field: torch.Tensor, moving: torch.Tensor, fixed: 
             loss = local_ncc_loss(warped.requires_grad_(), fixed, options.window)
         [gradient] = torch.autograd.grad(loss, warped)
         direction = smooth(gradient * slope, options.gradient_sigma)
-        longest = direction.square().sum(dim=1, keepdim=True).amax(dim=(2, 3, 4), keepdim=True).sqrt()
-        step = direction * (-options.step / longest.clamp(min=torch.finfo(longest.dtype).tiny))
+        length, space = direction.square().sum(dim=1, keepdim=True).sqrt(), (2, 3, 4)
+        total = length.sum(space, keepdim=True)
+        mean = length.square().sum(space, keepdim=True) / total.clamp(min=torch.finfo(total.dtype).tiny)
+        longest = torch.minimum(length.amax(space, keepdim=True), options.limit * mean)
+        step = direction * (-options.step / torch.maximum(length, longest).clamp(min=torch.finfo(total.dtype).tiny))
         field = torch.where(longest > 0, smooth(compose(field, step), options.field_sigma), field)
     return field
 

@@ -110,9 +110,11 @@ def inner_optimiser(config: TrainConfig, device: torch.device) -> InnerOptimiser
         return PublishedAdam(config, choose_backend(device, "auto", custom))
     options: Greedy | Multilevel = Greedy(
         config.guidance_steps,
-        gradient_sigma=config.guidance_gradient_sigma,
-        field_sigma=config.guidance_field_sigma,
-        window=config.ncc_window,
+        config.guidance_step_voxels,
+        config.guidance_step_limit,
+        config.guidance_gradient_sigma,
+        config.guidance_field_sigma,
+        config.ncc_window,
     )
     if config.guidance_optimiser == "multilevel":
         options = Multilevel(options, (config.guidance_coarse_steps,) * (config.guidance_levels - 1))

@@ -130,13 +130,15 @@ class Run:
             lock.release()
 
     def read(self) -> tuple[TrainConfig, PairList, Path]:
-        """Configuration, pairs and cache folder of a run. Raises InputError if there is none or it is damaged."""
+        """Configuration, pairs and cache folder. Raises InputError: no run, damaged, or of another version."""
         if not self.config.is_file():
             raise InputError(f"{self.folder} is not a run of ofg train: it has no config.json")
         try:
             record = json.loads(self.config.read_text())
             pairs = PairList.from_record(record["pairs"])
             return TrainConfig.from_record(record["config"]), pairs, Path(record["cache"])
+        except InputError as error:
+            raise InputError(f"{self.config}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.config} is damaged: {error}") from error
 
