@@ -48,6 +48,7 @@ GUIDANCE = {
     "ofg-greedy": (
         *("--guidance-optimiser", "greedy", "--guidance-steps", 3, "--ncc-window", 5),
         *("--guidance-start", 0, "--guidance-sobolev", 0, "--guidance-field-sigma", 0.7),
+        *("--guidance-step-voxels", 1, "--guidance-step-limit", 1e9),
     ),
 }
 # Greedy guidance is not of the paper: tried on the smallest network alone.

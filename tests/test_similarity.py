@@ -134,7 +134,8 @@ def test_objective_is_the_sum_of_its_terms(guidance: str) -> None:
 def test_greedy_guidance_is_its_own_optimiser(optimiser: str) -> None:
     moving, fixed = (as_tensor(smooth(n)).float() for n in (0, 1))
     field = torch.from_numpy(np.stack([smooth(n) for n in (2, 3, 4)])).float()[None]
-    config = tiny_config(guidance_optimiser=optimiser, guidance_coarse_steps=3, ncc_window=3, guidance_sobolev=2.5)
+    weights = {"guidance_sobolev": 2.5, "guidance_similarity": 0.4}
+    config = tiny_config(guidance_optimiser=optimiser, guidance_coarse_steps=3, ncc_window=3, **weights)
     terms = objective(config, field, Batch(moving, fixed))
     steps: Greedy | Multilevel = Greedy(2, window=3)
     if optimiser == "multilevel":
@@ -142,7 +143,9 @@ def test_greedy_guidance_is_its_own_optimiser(optimiser: str) -> None:
     refined = steps.refine(field[0].numpy(), moving[0, 0].numpy(), fixed[0, 0].numpy())
     change = refined - field[0].numpy()
     steepness = sum(np.mean(np.diff(change, axis=axis) ** 2) for axis in (1, 2, 3)) / 3
-    assert terms.target.item() == pytest.approx(np.mean(change**2) + 2.5 * steepness, rel=1e-5)
+    direct = local_ncc_loss(warp(moving, field), fixed, window=3).item()
+    assert abs(direct) > 0.01
+    assert terms.target.item() == pytest.approx(np.mean(change**2) + 2.5 * steepness + 0.4 * direct, rel=1e-5)
     with pytest.raises(UsageError, match=f"{optimiser} knows the local NCC only"):
         tiny_config(guidance_optimiser=optimiser, similarity="mse")
     assert Objective(config, torch.device("cpu")).guidance == f"ofg ({optimiser}, numba)"

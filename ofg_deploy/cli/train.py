@@ -114,6 +114,9 @@ def train(
     guidance_sobolev: Annotated[
         Optional[float], typer.Option(help="Weight of the gradient of (prediction - target) in the loss; 10, adam 0.")
     ] = None,
+    guidance_similarity: Annotated[
+        Optional[float], typer.Option(help="Weight of the similarity loss itself beside the OFG loss; 0.")
+    ] = None,
     similarity: Annotated[
         SimilarityOption, typer.Option(help="Local NCC; mean squared difference; MIND for unlike modalities.")
     ] = "ncc",
@@ -182,6 +185,7 @@ def train(
         "guidance_gradient_sigma": guidance_gradient_sigma,
         "guidance_field_sigma": guidance_field_sigma,
         "guidance_sobolev": guidance_sobolev,
+        "guidance_similarity": guidance_similarity,
         "ncc_window": ncc_window,
     }
     guided = settle_guidance(guidance, guidance_optimiser, similarity, given_guidance, published)

@@ -32,6 +32,7 @@ _STEP_OPTIONS: dict[str, Any] = {
     "guidance_gradient_sigma": Greedy.gradient_sigma,
     "guidance_field_sigma": Greedy.field_sigma,
     "guidance_sobolev": 10.0,
+    "guidance_similarity": 0.0,
     "ncc_window": Greedy.window,
 }
 # What each inner optimiser takes, and its defaults; without guidance the window is that of the unsupervised loss.
@@ -43,6 +44,7 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         "guidance_lr": 0.1,
         "guidance_smoothness": 1.0,
         "guidance_sobolev": 0.0,
+        "guidance_similarity": 0.0,
         "ncc_window": 9,
     },
     "greedy": {"guidance_start": 0.35, "guidance_steps": 6, **_STEP_OPTIONS},
@@ -110,6 +112,7 @@ class TrainConfig:
         guidance_gradient_sigma: smoothing of the gradient of a greedy step, standard deviation in voxels.
         guidance_field_sigma: smoothing of the field after each greedy step, likewise: how stiff the targets are.
         guidance_sobolev: weight of the squared gradient of (prediction - target) beside its square in the OFG loss.
+        guidance_similarity: weight of the similarity loss of the prediction itself beside the OFG loss.
         similarity: what compares warped and fixed, in the inner energy as in the unsupervised loss: ``ncc`` (local
             NCC), ``mse`` (same scanner, same contrast), ``mind`` (other modalities).
         ncc_window: side of the local NCC window in voxels (odd).
@@ -148,6 +151,7 @@ class TrainConfig:
     guidance_gradient_sigma: float = Greedy.gradient_sigma
     guidance_field_sigma: float = Greedy.field_sigma
     guidance_sobolev: float = 0.0
+    guidance_similarity: float = 0.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
     regulariser: Regulariser = "diffusion"

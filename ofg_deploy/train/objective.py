@@ -81,6 +81,8 @@ class Objective:
         if self._guide and config.guided(epoch):
             refined = self._guide(field, batch.moving, batch.fixed, config.decay(epoch), self._buffers)
             target = ofg_loss(field, refined, config.guidance_sobolev)
+            if config.guidance_similarity:
+                target = target + config.guidance_similarity * self._similarity_of(field, batch)
         else:
             target = self._similarity_of(field, batch)
         dice_loss = field.new_zeros(())
