@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "unsupervised, rate 2e-3": {"guidance": "none", "ncc_window": 5, "lr": 2e-3},
     "published": {"lr": 2e-3},
     "greedy": GREEDY,
+    "greedy + similarity": {**GREEDY, "guidance_similarity": 1.0},
     "greedy, no limit": {**GREEDY, "guidance_step_voxels": 1.0, "guidance_step_limit": 1e9},
     "late published": {"guidance_start": 0.35, "lr": 3e-3},
     "unsupervised, window 9": {"guidance": "none", "lr": 3e-3},
