@@ -15,13 +15,12 @@ import pytest
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="stand-ins are checked against tensorrt_rtx (ofg-deploy[rtx])")
 
+from engine_records import GPU, engine_record
 from tensorrt_stand_ins import FakeCuda, fake_module, images
 
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.export.engine import EngineJob, export_engine, rebuild
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
-from ofg_deploy.model_file import Contract
-from ofg_deploy.preprocess import Intensity, NetworkInput
 from ofg_deploy.serve import cuda as cuda_leaf
 from ofg_deploy.serve import tensorrt as leaf
 from ofg_deploy.serve.cuda import Gpu
@@ -38,38 +37,10 @@ from ofg_deploy.serve.tensorrt import TensorRT, TensorRTEngine
 
 # Records
 
-GPU = Gpu("NVIDIA RTX A6000", "sm86")
-
 
 @pytest.fixture
 def record() -> EngineRecord:
-    """Of an engine built on ``GPU``."""
-    grid = (6, 8, 10)
-    contract = Contract("tiny", NetworkInput(grid, (1.0, 1.0, 2.0), Intensity(), "none"), 2, "ab" * 32, {"seed": 1})
-    one = (1, 1, *grid)
-    return EngineRecord(
-        engine_sha256="12" * 32,
-        onnx="model.onnx",
-        onnx_sha256="34" * 32,
-        module="tensorrt",
-        module_version="11.2.1",
-        gpu=GPU.name,
-        capabilities=("sm86",),
-        precision="fp32",
-        profile={"moving": (one, one, one), "fixed": (one, one, one)},
-        tensors=(
-            Tensor("moving", "input", "float32", (-1, 1, *grid)),
-            Tensor("fixed", "input", "float32", (-1, 1, *grid)),
-            Tensor("field", "output", "float32", (-1, 3, *grid)),
-        ),
-        layers=5,
-        build_s=1.25,
-        parity={"field_mm_max": 1e-3, "dice_difference": None},
-        compared_with="eager float32 network, validation pairs of the run",
-        contract=contract,
-        version="0.1.0",
-        command=("ofg", "export"),
-    )
+    return engine_record()
 
 
 def test_the_place_must_be_the_one_it_was_built_for(record: EngineRecord) -> None:

@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from engine_records import engine_record
 from training_runs import find_tiny_pairs, make_subjects, tiny_config
 
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
 from ofg_deploy.info import describe
-from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, _protobuf, read_model, seal
-from ofg_deploy.preprocess import Intensity, NetworkInput
-from ofg_deploy.serve.engine_file import EngineRecord, Tensor, record_path
+from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, _protobuf, read_model, seal
+from ofg_deploy.serve.engine_file import record_path
 from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.run import EpochRecord, Run, save_epoch
 
@@ -33,30 +33,9 @@ def sha256(path: Path) -> str:
 
 
 def write_engine(folder: Path, model: bytes = b"model") -> Path:
-    grid = (6, 8, 10)
-    contract = Contract("tiny", NetworkInput(grid, (1.0, 1.0, 2.0), Intensity(), "none"), 2, "ab" * 32, {"seed": 1})
-    one = (1, 1, *grid)
     engine = folder / "m.engine"
     engine.write_bytes(b"plan")
-    record = EngineRecord(
-        engine_sha256=sha256(engine),
-        onnx="m.onnx",
-        onnx_sha256=hashlib.sha256(model).hexdigest(),
-        module="tensorrt",
-        module_version="11.2.1",
-        gpu="NVIDIA RTX A6000",
-        capabilities=("sm86",),
-        precision="fp32",
-        profile={"moving": (one, one, one), "fixed": (one, one, one)},
-        tensors=(Tensor("field", "output", "float32", (-1, 3, *grid)),),
-        layers=5,
-        build_s=1.25,
-        parity={"field_mm_max": 1e-3, "dice_difference": None},
-        compared_with="eager float32 network, validation pairs of the run",
-        contract=contract,
-        version="0.1.0",
-        command=("ofg", "export"),
-    )
+    record = engine_record(engine_sha256=sha256(engine), onnx="m.onnx", onnx_sha256=hashlib.sha256(model).hexdigest())
     record_path(engine).write_text(record.to_json())
     return engine
 
