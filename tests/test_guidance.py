@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from functools import partial
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +83,20 @@ def test_triton_kernels_are_those_of_double_precision() -> None:
     settings = {"steps": 2, "lr": 0.1, "smoothness": 0.5, "window": 5}
     ours = refine(*pair, **settings, backend="triton")
     assert relative_error(ours, of_double_precision(pair, **settings), pair[0]) <= 1e-5
+
+
+def test_triton_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    """Turing, Ampere, Hopper: machine code by Triton's own assembler. That is all a machine without a GPU can know."""
+    pytest.importorskip("triton", reason="triton is not installed (there are wheels for Linux alone)")
+    capabilities = ("75", "80", "90")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, Path(__file__).parent / "triton_compiled.py", *capabilities]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = [line.split() for line in done.stdout.splitlines()]
+    kernels = ("_warp", "_sum_products", "_sum_axis", "_weigh", "_update")
+    assert {(name, capability) for name, capability, _ in built} == set(product(kernels, capabilities))
+    assert all(int(size) > 1000 for *_, size in built)
 
 
 def test_similarity_of_ones_own() -> None:

@@ -2,7 +2,7 @@
 
 The same arithmetic as ``ofg_deploy.kernels`` with single-precision sums, as the plain-torch closed form has them:
 window sums one axis after the other, the last one fused with what is made of them. Nothing is allocated between steps.
-Checked in the interpreter and compiled for sm_75, sm_80 and sm_90; not yet run or timed on a GPU.
+The tests run them in the interpreter and compile them for sm_75, sm_80 and sm_90; not yet run or timed on a GPU.
 
 Volumes are flat in here: a voxel's index is (x * Y + y) * Z + z, channel c of n voxels starts at c * n.
 """
