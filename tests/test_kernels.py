@@ -161,6 +161,20 @@ def test_same_bits_on_any_number_of_threads(options: Adam | Greedy) -> None:
 
 
 @pytest.mark.skipif(most_threads() < 2, reason="numba was started with one thread")
+def test_lengths_have_the_same_bits_on_any_number_of_threads() -> None:
+    """Over nine orders of magnitude, so that sums in double precision round, too."""
+    rng = np.random.default_rng(30)
+    for _ in range(8):
+        sizes = 10 ** rng.uniform(-12, -3, (1, 37, 1, 40))
+        vectors = (rng.normal(size=(3, 37, 8, 40)) * sizes).astype(np.float32)
+        found = set()
+        for count in range(1, most_threads() + 1):
+            with threads(count):
+                found.add(lengths(vectors))
+        assert len(found) == 1
+
+
+@pytest.mark.skipif(most_threads() < 2, reason="numba was started with one thread")
 def test_number_of_threads_is_restored() -> None:
     before = numba.get_num_threads()
     with threads(1) as count:
@@ -242,8 +256,10 @@ def test_bad_input_is_named() -> None:
             replace(options, window=4)
     with pytest.raises(UsageError, match="smoothness"):
         Adam(smoothness=-1)
-    with pytest.raises(UsageError, match="step"):
-        Greedy(step=0)
+    for name in ("step", "limit", "gradient_sigma", "field_sigma", "structure"):
+        for value in (-1.0, np.nan, 0.0)[: 3 if name in ("step", "limit") else 2]:
+            with pytest.raises(UsageError, match=f"{name} {value}"):
+                Greedy(**{name: value})
 
 
 def test_without_a_folder_for_compiled_code_it_says_so_and_works() -> None:

@@ -24,7 +24,6 @@ def scale_slope(slope: Array, image: Array) -> None:
                     row[z] *= factor[z]
 
 
-@compiled(parallel=True)
 def lengths(vectors: Array) -> tuple[float, float]:
     """Of the vectors of (3, X, Y, Z): the largest Euclidean length, and the mean one, each weighted by itself.
 
@@ -32,6 +31,15 @@ def lengths(vectors: Array) -> tuple[float, float]:
     """
     # By plane and column: what a loop adds up across rows can be added in vectors.
     columns = np.zeros((3, vectors.shape[1], vectors.shape[3]), np.float32)
+    _add_lengths(vectors, columns)
+    # Not in compiled code, which would share the sums out among the threads and round them differently for each number.
+    _, total, squares = columns.sum(axis=(1, 2), dtype=np.float64)
+    return float(columns[0].max()), float(squares / total) if total > 0 else 0.0
+
+
+@compiled(parallel=True)
+def _add_lengths(vectors: Array, columns: Array) -> None:
+    """Largest length, sum of lengths and of their squares by x and z: ``columns`` (3, X, Z), zeros before."""
     for x in prange(vectors.shape[1]):
         largest, sums, squares = columns[0, x], columns[1, x], columns[2, x]
         for y in range(vectors.shape[2]):
@@ -42,9 +50,6 @@ def lengths(vectors: Array) -> tuple[float, float]:
                 largest[z] = max(largest[z], length)
                 sums[z] += length
                 squares[z] += square
-    total = columns[1].astype(np.float64).sum()
-    mean = columns[2].astype(np.float64).sum() / total if total > 0 else 0.0
-    return columns[0].max(), mean
 
 
 @compiled()

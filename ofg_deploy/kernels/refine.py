@@ -104,7 +104,8 @@ class Greedy:
 
     def __post_init__(self) -> None:
         _check_steps_and_window(self.steps, self.window)
-        if not (min(self.step, self.limit) > 0 and min(self.gradient_sigma, self.field_sigma, self.structure) >= 0):
+        positive, others = (self.step, self.limit), (self.gradient_sigma, self.field_sigma, self.structure)
+        if not (all(value > 0 for value in positive) and all(value >= 0 for value in others)):  # NaN is neither
             raise UsageError(
                 f"step {self.step} and limit {self.limit} must be positive; gradient_sigma {self.gradient_sigma}, "
                 f"field_sigma {self.field_sigma} and structure {self.structure} not negative"
