@@ -247,6 +247,10 @@ def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path
     run.config.write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"config\.json: another version .*guidance_steps"):
         run.read()
+    for damage in ({"config": []}, {"config": None}, {"pairs": [1]}):
+        run.config.write_text(json.dumps({**record, **damage}))
+        with pytest.raises(InputError, match=r"config\.json is damaged"):
+            run.read()
 
 
 def test_labels_that_are_not_there_are_no_dice_of_zero(subjects: tuple[Path, Path]) -> None:

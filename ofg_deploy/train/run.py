@@ -27,8 +27,8 @@ from ofg_deploy.train.dataset import PairList
 class EpochRecord:
     """One row of ``metrics.csv``. ``val_dice`` is None without validation labels; all ``val_*`` on unvalidated epochs.
 
-    ``loss`` is ``target`` + smoothness x ``regularity`` + dice_weight x ``dice_loss``; ``target`` is the OFG loss, or
-    the similarity loss without guidance and before it begins.
+    ``loss`` is ``target`` + smoothness x ``regularity`` + dice_weight x ``dice_loss``; ``target`` is the OFG loss (and
+    guidance_similarity x the similarity loss), or the similarity loss alone without guidance and before it begins.
     """
 
     epoch: int
@@ -139,7 +139,7 @@ class Run:
             return TrainConfig.from_record(record["config"]), pairs, Path(record["cache"])
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{self.config} is damaged: {error}") from error
 
 
