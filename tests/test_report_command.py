@@ -97,7 +97,7 @@ def test_without_qc_fail_a_failure_is_told_but_no_error(ofg: Callable[..., Done]
 
 
 def test_what_is_broken_is_a_row_of_its_own(ofg: Callable[..., Done], tmp_path: Path) -> None:
-    names = ["good", "half", "changed", "gone", "damaged", "infinite", "other-shape", "newer"]
+    names = ["good", "half", "changed", "gone", "damaged", "infinite", "other-shape", "newer", "endless", "far"]
     paths = {name: write_pair(tmp_path, name, seed) for seed, name in enumerate(names)}
     paths["half"].write_text(paths["half"].read_text()[:200])
     images = tmp_path / "images"
@@ -109,10 +109,14 @@ def test_what_is_broken_is_a_row_of_its_own(ofg: Callable[..., Done], tmp_path: 
     (tmp_path / "other-shape_warped.nii.gz").unlink()
     write_other_shape(tmp_path / "other-shape_warped.nii.gz")
     paths["newer"].write_text(json.dumps({**json.loads(paths["newer"].read_text()), "schema": 2}))
+    endless = 10**400  # JSON's whole numbers have no end
+    paths["endless"].write_text(json.dumps({**record, "metrics": {**GOOD, "overlap": endless}}))
+    record = json.loads(paths["far"].read_text())
+    paths["far"].write_text(json.dumps({**record, "start": {"moving_from_fixed": [[endless] * 4] * 4}}))
     done = ofg(tmp_path)
     assert done.returncode == 6
     assert done.stderr.count("\n") == 1
-    assert "7 of 8 pairs cannot be read in full" in done.stderr
+    assert "9 of 10 pairs cannot be read in full" in done.stderr
     rows = tsv(tmp_path / "qc.tsv")
     assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(names, "unreadable") | {"good": "pass"}
     for name, told in {
@@ -123,11 +127,13 @@ def test_what_is_broken_is_a_row_of_its_own(ofg: Callable[..., Done], tmp_path: 
         "infinite": "overlap is inf, no finite number",
         "other-shape": "has the shape (3, 3, 3), not that of the fixed image, (12, 14, 10)",
         "newer": "schema 1",
+        "endless": "overlap is 1000",
+        "far": "start.moving_from_fixed is no 4x4 matrix",
     }.items():
         assert told in rows[name]["reasons"], name
     assert float(rows["gone"]["ncc_after"]) == 0.9  # what is known is shown all the same
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert len(page.named("section")) == 8
+    assert len(page.named("section")) == 10
 
 
 def write_other_shape(path: Path) -> None:

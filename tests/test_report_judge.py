@@ -82,7 +82,20 @@ def test_options_that_make_no_sense_are_refused(option: str) -> None:
         Limits.parse(None, [option])
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"overlap": "1"}', '{"overlap": true}', '{"overlap": {"min": 1}}'])
+ENDLESS = f'{{"overlap": {10**400}}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"overlap": "1"}',
+        '{"overlap": true}',
+        '{"overlap": {"min": 1}}',
+        pytest.param(ENDLESS, id="endless"),
+    ],
+)
 def test_files_that_make_no_sense_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "limits.json"
     path.write_text(content)

@@ -120,7 +120,10 @@ def _limit(value: Any) -> float | Limit:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"limit {value!r}: a number, null or an object with warn and fail is needed")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:  # whole numbers of JSON have no end
+        raise UsageError(f"limit {str(value)[:9]}...: a finite number is needed") from error
 
 
 def _of_option(text: str) -> tuple[str, float | Limit]:

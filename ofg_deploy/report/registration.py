@@ -85,7 +85,7 @@ class Registration:
             matrix = np.array(self.record["start"]["moving_from_fixed"], dtype=np.float64)
             if matrix.shape == (4, 4) and np.isfinite(matrix).all() and np.linalg.det(matrix):
                 return matrix
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             pass
         raise InputError(f"{self.sidecar} is a damaged sidecar: start.moving_from_fixed is no 4x4 matrix")
 
@@ -112,9 +112,12 @@ class Registration:
     def _number(self, key: str, value: Any) -> float | None:
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{self.sidecar} is a damaged sidecar: {key} is {value!r}, no finite number")
-        return float(value)
+        try:
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                return float(value)
+        except OverflowError:  # whole numbers of JSON have no end
+            pass
+        raise InputError(f"{self.sidecar} is a damaged sidecar: {key} is {value!r}, no finite number")
 
 
 @lru_cache(maxsize=4096)
