@@ -50,12 +50,15 @@ def stem(path: Path) -> str:
     return re.sub(r"\.(nii|nii\.gz|img|hdr)$", "", path.name, flags=re.IGNORECASE)
 
 
-def load_image(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+def load_image(path: Path, max_voxels: int = MAX_VOXELS, constant: bool = False) -> Volume:
     """Read an intensity image as float32, scaling (``scl_slope``) applied.
+
+    Args:
+        constant: whether one value everywhere will do, as in a result to look at.
 
     Raises:
         InputError: the file is missing, truncated, not NIfTI, not one 3-D volume of at most ``max_voxels``, not scalar,
-            holds NaN or infinite voxels, or is constant.
+            holds NaN or infinite voxels, or is constant where that will not do.
         GeometryError: its affine is missing, singular or sheared.
     """
     nifti = open_nifti(path, max_voxels)
@@ -66,7 +69,7 @@ def load_image(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them by 0 first (ofg check --fix)")
-    if data.min() == data.max():
+    if not constant and data.min() == data.max():
         raise InputError(f"{path} is constant ({data.flat[0]:g} everywhere): there is nothing to register")
     return Volume(data, grid, path, code, warnings, sha256)
 

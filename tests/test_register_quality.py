@@ -31,10 +31,11 @@ def register(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Register:
-    """Into ``out``, by a gentle model or, with ``fold``, by one that folds a third of the voxels."""
+    """Into ``out``, by a gentle model, one that folds a third of the voxels, or one that leads out of the image."""
 
-    def run(*arguments: object, fold: bool = False) -> Done:
-        field = np.random.default_rng(0).normal(0, 2, (3, 14, 18, 16)) if fold else None
+    def run(*arguments: object, fold: bool = False, away: bool = False) -> Done:
+        noise = np.random.default_rng(0).normal(0, 2, (3, 14, 18, 16))
+        field = noise if fold else np.full_like(noise, 1000) if away else None
         model = tiny_model(field=field).path  # type: ignore[attr-defined]
         always = ("-m", model, "-o", tmp_path / "out", "--runtime", "onnxruntime", "--threads", 1)
         return run_ofg(monkeypatch, capfd, "register", *arguments, *always)
@@ -47,6 +48,16 @@ def lenient_limits(folder: Path) -> Path:
     path = folder / "limits.json"
     path.write_text('{"folding_percent": null, "ncc_gain": null, "mi_gain": null}')
     return path
+
+
+def test_an_empty_result_is_said_and_shown(register: Register, images: Path, tmp_path: Path) -> None:
+    done = register(images / "s0.nii.gz", images / "s1.nii.gz", "--report", "--qc-fail", away=True)
+    assert done.returncode == 7
+    assert "ofg: warning: the warped image is 0 everywhere: the map leads out of the moving image" in done.stderr
+    assert "1 of 1 pairs fail, the worst (s1_to_s0): fail: mi_gain" in done.stderr
+    page = Page((tmp_path / "out/s1_to_s0_report.html").read_text(encoding="utf-8"))
+    assert "there is nothing to register" not in page.text
+    assert "checkerboard" in page.text
 
 
 def test_a_pair_with_its_page(register: Register, images: Path, tmp_path: Path) -> None:

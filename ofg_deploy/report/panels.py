@@ -65,7 +65,8 @@ def panels(registration: Registration, one_plane: bool = False) -> list[Panel]:
     Raises:
         InputError: a file is missing, damaged, or changed since.
     """
-    fixed, moving, warped = (load_image(registration.file(role)) for role in ("fixed", "moving", "warped"))
+    fixed, moving = (load_image(registration.file(role)) for role in ("fixed", "moving"))
+    warped = load_image(registration.file("warped"), constant=True)
     _check_grid(registration, fixed, warped.data.shape)
     window, other = Window(fixed.data), Window(moving.data)
     found = [best_view(fixed, window)] if one_plane else views(fixed, window)
@@ -153,7 +154,7 @@ def thumbnail(registration: Registration, side: int) -> tuple[Index, float]:
         InputError: a file is missing, damaged, or changed since; the moving image is looked at, too.
     """
     registration.file("moving")
-    fixed, warped = (load_image(registration.file(role)) for role in ("fixed", "warped"))
+    fixed, warped = load_image(registration.file("fixed")), load_image(registration.file("warped"), constant=True)
     _check_grid(registration, fixed, warped.data.shape)
     window = Window(fixed.data)
     view = best_view(fixed, window)

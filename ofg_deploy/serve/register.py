@@ -150,6 +150,9 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         record = sidecar.record(
             job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined
         )
+        if warped.min() == warped.max():
+            said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
+            record["warnings"].append(f"{said}, or to one place in it")
         partial["sidecar"].write_text(to_json(record))
     return Result(outputs, record)
 
