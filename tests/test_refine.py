@@ -317,6 +317,12 @@ def test_coarse_levels_that_fold_are_left_out():
     assert bound.approach.energy < bound.network_energy
     assert not bound.approach.taken
     assert folds(bound.field) <= 0.1
+    # They lowered the energy, and are not said to have failed at that.
+    folded = f"; coarser ones would leave {bound.approach.folding_percent:.3g} % of the voxels folded"
+    assert bound.dropped == f"the next step would fold too much{folded}"
+    strict = refine(field, moving, fixed, replace(options, optimiser=Greedy(2, step=0.01), tolerance=0.5))
+    assert strict.approach.taken
+    assert strict.dropped.startswith("none of 2 steps and no coarser ones lowered the energy by more than 50 %")
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((30, 26, 35), 2), ((17, 33, 40), 2), ((16, 33, 40), 1), ((8, 9, 9), 0)])

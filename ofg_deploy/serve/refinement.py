@@ -144,13 +144,17 @@ class Refined:
         """Why the network's field was kept, or None."""
         if self.better:
             return None
-        tried = [*self.energies[1:], *([self.approach.energy] if self.approach else [])]
+        tried, coarse, folds = self.energies[1:], self.approach, ""
+        if coarse and not coarse.taken and coarse.energy < self.network_energy:  # left out, but not for its energy
+            folds = f"; coarser ones would leave {coarse.folding_percent:.3g} % of the voxels folded"
+        elif coarse:
+            tried = [*tried, coarse.energy]
         if not tried:
-            return STOPS[self.stopped]
+            return STOPS[self.stopped] + folds
         enough = f"{100 * self.options.tolerance:g} %"
-        steps = f"none of {len(self.energies) - 1} steps{' and no coarser ones' * bool(self.approach)}"
+        steps = f"none of {len(self.energies) - 1} steps{'' if folds or not coarse else ' and no coarser ones'}"
         energies = f"{self.network_energy:.6g} before, {min(tried):.6g} at best"
-        return f"{steps} lowered the energy by more than {enough} ({energies})"
+        return f"{steps} lowered the energy by more than {enough} ({energies}){folds}"
 
     def warnings(self) -> list[str]:
         """What a user should know, one line each."""
