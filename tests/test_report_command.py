@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 from base64 import b64encode
@@ -46,6 +47,15 @@ def test_folder_of_good_pairs(ofg: Callable[..., Done], tmp_path: Path) -> None:
         assert float(row["ncc_after"]) == pytest.approx(0.9 + 0.01 * seed)
         assert float(row["ncc_gain"]) == pytest.approx(0.1 + 0.01 * seed)
         assert float(row["seconds"]) == pytest.approx(0.75)
+
+
+def test_numbers_that_differ_by_rounding_have_a_distribution(ofg: Callable[..., Done], tmp_path: Path) -> None:
+    for seed, (ncc, jacobian) in enumerate([(0.9, 0.0), (math.nextafter(0.9, 1), 5e-324), (0.9, 0.0)]):
+        write_pair(tmp_path, f"{seed}_to_f", seed, ncc_after=ncc, min_jacobian=jacobian)
+    done = ofg(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len([a for a in page.named("svg") if "3 pairs, median" in a.get("aria-label", "")]) == 6  # judged, and known
 
 
 def test_the_same_files_make_the_same_bytes(ofg: Callable[..., Done], tmp_path: Path) -> None:

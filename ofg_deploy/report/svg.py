@@ -17,6 +17,7 @@ from ofg_deploy.report.png import Index, encode
 COARSE = 160  # pixels of the longer side: below it a picture is shown with sharp pixels, else smoothly
 GAP = 0.02  # between planes, of their widths together
 BINS = 30
+ALIKE = 1e-9  # of the value: closer ones differ by rounding, and no bins fit between them
 
 
 class Mosaic:
@@ -97,7 +98,7 @@ def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, s
     numbers = np.array([value for value, _, _ in values])
     low, high = _span(numbers, limit)
     shown = [(10, low, "start"), (310, high, "end")]
-    if low == high:  # one value alone: in the middle
+    if high - low <= ALIKE * max(abs(low), abs(high), ALIKE):  # one value alone, but for rounding: in the middle
         room, shown = max(0.1 * abs(low), 1e-3), [(160, low, "middle")]
         low, high = low - room, high + room
     counts = np.histogram(numbers, BINS, (low, high))[0]
