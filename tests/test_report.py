@@ -224,6 +224,8 @@ def test_large_pictures_are_averaged_and_keep_their_folds(make_grid: Callable[..
     picture = np.tile(np.array([[10, 20], [30, 40]], dtype=np.uint8), (2, 3))
     picture[2, 1] = FOLD
     assert _shrink(picture, 2).tolist() == [[25, 25, 25], [FOLD, 25, 25]]
+    flat = view_of(np.zeros((7 * LARGEST, 9, 5)), make_grid("RAS", (7 * LARGEST, 9, 5), (1.0, 1.0, 1.0)), 1)
+    assert (flat.block, flat.size_mm) == (5, (7.0 * LARGEST, 5.0)), "something is left of the shorter side"
 
 
 def test_panels_show_what_their_files_hold(sidecars: dict[str, Path]) -> None:

@@ -39,7 +39,8 @@ class View:
 
     Attributes:
         name: of the plane.
-        block: pixels averaged into one, along both sides, so that no side is longer than ``LARGEST``.
+        block: pixels averaged into one, along both sides, so that no side is longer than ``LARGEST``; never more than
+            the shorter side has.
         size_mm: width and height of a picture.
         ends: anatomical letters of its left and right edge.
     """
@@ -54,7 +55,8 @@ class View:
         slices = np.moveaxis(self._upright(fixed.data), across, 0)
         self._index = _most_contrast(slices)
         rows, columns = _content(window(slices[self._index].T) > CONTENT, self._pixel_mm)
-        self.block = -(-max(rows.stop - rows.start, columns.stop - columns.start) // LARGEST)
+        sides = rows.stop - rows.start, columns.stop - columns.start
+        self.block = min(-(-max(sides) // LARGEST), *sides)
         rows, columns = (slice(s.start, s.stop - (s.stop - s.start) % self.block) for s in (rows, columns))
         self._box = rows, columns
         self.size_mm = (
