@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -202,7 +203,16 @@ def test_bare_checkpoint_on_real_pairs(runs: dict[str, Run], tmp_path: Path) -> 
 
 
 def test_our_own_checkpoint_knows_what_it_expects(runs: dict[str, Run], tmp_path: Path, run_cli: RunCli) -> None:
-    code, _, err = run_cli(["export", runs["ofg"].best, "-o", tmp_path / "m.onnx"])
+    older = Run(tmp_path / "older")
+    shutil.copytree(runs["ofg"].folder, older.folder)
+    record = json.loads(older.config.read_text())
+    del record["config"]["guidance_similarity"]
+    older.config.write_text(json.dumps(record))
+    code, _, err = run_cli(["export", older.folder, "-o", tmp_path / "m.onnx"])
+    assert code == 3
+    assert "another version of ofg train started this run (guidance_similarity" in err
+    assert "export its best.pt" in err
+    code, _, err = run_cli(["export", older.best, "-o", tmp_path / "m.onnx"])
     assert code == 0, err
     contract = open_engine(tmp_path / "m.onnx", "cpu").contract
     assert (contract.network, contract.expects) == ("voxelmorph", EXPECTS)

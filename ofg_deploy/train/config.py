@@ -240,6 +240,6 @@ class TrainConfig:
         if others := {f.name for f in fields(cls)} ^ record.keys():
             raise InputError(
                 f"another version of ofg train started this run ({', '.join(sorted(others))} not known to both): "
-                "resume it with that version, or start a new one"
+                "resume it with that version, or export its best.pt, which holds all it needs"
             )
         return cls(**{**record, "expects": read_network_input(record["expects"])})
