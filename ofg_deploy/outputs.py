@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ def check_writable(paths: list[Path], overwrite: bool) -> None:
     """
     for path in paths:
         _check_writable(path, overwrite)
+
+
+def check_inputs_stay(paths: Iterable[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to replace or remove what is read. Raises InputError."""
+    for path in paths:
+        if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+            raise InputError(f"{path} is an input, and would be lost: choose another output")
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:

@@ -348,6 +348,15 @@ def test_results_are_kept_unless_overwriting_was_asked(scene, run_cli):
     assert run_cli([*scene.line(scene.moving, scene.affine), "--overwrite"])[0] == 0
 
 
+def test_what_is_applied_is_never_overwritten(scene, run_cli):
+    before = Path(scene.moving).read_bytes()
+    line = [scene.moving if part == scene.out else part for part in scene.line(scene.moving, scene.affine)]
+    code, _, err = run_cli([*line, "--overwrite"])
+    assert (code, err.count("\n")) == (3, 1), err
+    assert "is an input, and would be lost" in err
+    assert Path(scene.moving).read_bytes() == before
+
+
 def test_the_syntax_of_inverses():
     assert Step.parse("a b.mat") == Step(Path("a b.mat"))
     assert Step.parse("[x,y.mat, 1]") == Step(Path("x,y.mat"), True)

@@ -259,6 +259,22 @@ def test_overwriting_leaves_nothing_of_another_set(given, run_cli):
     assert set(snapshot(given.out)) == names
 
 
+def test_inputs_are_never_overwritten(given, run_cli):
+    """Who goes on with an earlier result may put the next one where it was; labels would go as part of the old set."""
+    assert run_cli(given.arguments())[0] == 0
+    (given.out / "mov_to_fix_0GenericAffine.mat").write_text("mine")
+    given.save("out/mov_to_fix_warped_labels.nii.gz", np.ones((8, 9, 10), np.uint8))
+    before = snapshot(given.folder)
+    for name, options in (
+        ("mov_to_fix_warped.nii.gz", ["--init", "none", "--also"]),
+        ("mov_to_fix_0GenericAffine.mat", ["--init"]),
+        ("mov_to_fix_warped_labels.nii.gz", ["--init", "affine", "--fixed-mask"]),
+    ):
+        answer = run_cli([*given.arguments(), "--overwrite", *options, given.out / name])
+        check_refused(answer, 3, f"{name} is an input, and would be lost")
+        assert snapshot(given.folder) == before
+
+
 def test_one_existing_output_is_enough_to_refuse(given, run_cli):
     given.out.mkdir()
     (given.out / "mov_to_fix.json").write_text("mine")

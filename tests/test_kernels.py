@@ -161,6 +161,15 @@ def test_same_bits_on_any_number_of_threads(options: Adam | Greedy) -> None:
 
 
 @pytest.mark.skipif(most_threads() < 2, reason="numba was started with one thread")
+def test_a_share_of_the_threads_is_kept_by_what_does_not_ask_for_more() -> None:
+    """As in a batch, whose workers have a share each: refinement inside leaves it at that."""
+    with threads(0) as everything, threads(1) as share, threads(0) as same:
+        assert (everything, share, same) == (most_threads(), 1, 1)
+        with threads(2) as more:
+            assert more == 2
+
+
+@pytest.mark.skipif(most_threads() < 2, reason="numba was started with one thread")
 def test_lengths_have_the_same_bits_on_any_number_of_threads() -> None:
     """Over nine orders of magnitude, so that sums in double precision round, too."""
     rng = np.random.default_rng(30)

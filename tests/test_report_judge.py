@@ -122,6 +122,12 @@ def test_robust_z_of_a_normal_sample_counts_standard_deviations() -> None:
     assert robust_z(list(values)) == pytest.approx((values - 3) / 0.2, abs=0.15)
 
 
+def test_what_the_table_does_not_show_makes_no_outlier() -> None:
+    rows: list[dict[str, float | None]] = [{"folding_percent": 0.0} for _ in range(9)]
+    assert scores([*rows, {"folding_percent": 1e-5}])[9] == (pytest.approx(0.01), "folding_percent")
+    assert scores([*rows, {"folding_percent": 0.5}])[9] == (pytest.approx(0.5 / (1.253314 * 0.05)), "folding_percent")
+
+
 def test_an_outlier_is_one_on_the_bad_side_only() -> None:
     rng = np.random.default_rng(1)
     rows: list[dict[str, float | None]] = [

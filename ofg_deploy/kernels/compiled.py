@@ -82,16 +82,18 @@ def most_threads() -> int:
 
 @contextmanager
 def threads(count: int) -> Iterator[int]:
-    """Run the kernels inside on ``count`` threads (0: all that numba was started with); yields their number.
+    """Run the kernels inside on ``count`` threads, and yield their number.
+
+    0 leaves them as they are: all that numba was started with, or the share that a batch gives its workers.
 
     Raises:
         UsageError: more threads than numba was started with.
     """
     before, most = numba.get_num_threads(), most_threads()
     if not 0 <= count <= most:
-        raise UsageError(f"{count} threads for the compiled kernels: 0 (all) to {most} are at hand (NUMBA_NUM_THREADS)")
-    numba.set_num_threads(count or most)
+        raise UsageError(f"{count} threads for the compiled kernels: at most {most} are at hand (NUMBA_NUM_THREADS)")
+    numba.set_num_threads(count or before)
     try:
-        yield count or most
+        yield count or before
     finally:
         numba.set_num_threads(before)

@@ -64,7 +64,7 @@ def _interpolate(flat: Array, i: Any, step_x: Any, step_y: Any, one: Any, t_x: A
 
 
 @compiled(parallel=True)
-def compose(field: Array, direction: Array, factor: float, out: Array, limit: float = np.inf) -> None:
+def compose(field: Array, direction: Array, factor: float, out: Array, limit: float) -> None:
     """The map s of ``factor`` x direction first, then that of ``field``: out(x) = s(x) + field(x + s(x)).
 
     Vectors of s longer than ``limit`` are shortened to it. Linear interpolation; beyond the border the field keeps its
@@ -74,7 +74,7 @@ def compose(field: Array, direction: Array, factor: float, out: Array, limit: fl
         field, direction: (3, X, Y, Z) voxels.
         factor: of the direction.
         out: (3, X, Y, Z), an array of its own.
-        limit: voxels.
+        limit: voxels; infinite for none.
     """
     size_x, size_y, size_z = field.shape[1:]
     scale, size, zero = np.float32(factor), np.float32(abs(factor)), np.float32(0)

@@ -85,7 +85,7 @@ class Multilevel:
                     levels.refine_grid(update, finer)
                     update = finer
                 composed = np.empty_like(field)
-                compose.compose(field, update, 1.0, composed)
+                compose.compose(field, update, 1.0, composed, np.inf)
                 field = composed
         return field
 

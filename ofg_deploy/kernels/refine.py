@@ -50,7 +50,7 @@ class Adam:
         Args:
             field: (3, X, Y, Z) voxels, components in axis order; where to sample ``moving``.
             moving, fixed: (X, Y, Z) in 0..1.
-            threads: 0 for all.
+            threads: as ``compiled.threads``.
             buffers: working memory (64 bytes per voxel, and some planes for each thread) to use and keep.
 
         Raises:

@@ -28,7 +28,7 @@ def integrate(velocity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     step = resize(velocity, half, ratio / 2**SQUARINGS)
     other = np.empty_like(step)
     for _ in range(SQUARINGS):
-        compose(step, step, 1.0, other)
+        compose(step, step, 1.0, other, np.inf)
         step, other = other, step
     return resize(step, full, 1 / ratio)
 

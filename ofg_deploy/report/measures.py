@@ -26,6 +26,11 @@ class Measure:
     worse: Literal["low", "high"] | None
     about: str
 
+    @property
+    def unit(self) -> float:
+        """The last digit that is shown."""
+        return float(10.0 ** -int(self.form[1:-1]))
+
     def is_worse(self, value: float, than: float) -> bool:
         """Whether ``value`` lies beyond ``than`` in the bad direction; being equal is not worse."""
         return value > than if self.worse == "high" else value < than
@@ -40,7 +45,8 @@ OUTLIER = Measure(
     "outlier (z)",
     ".1f",
     "high",
-    "largest robust z of any judged measure, counted towards its bad side: 0.6745 (x - median) / MAD over the pairs",
+    "largest robust z of any judged measure, counted towards its bad side: 0.6745 (x - median) / MAD over the pairs, "
+    "with a last digit shown as the smallest spread",
 )
 MEASURES = (
     Measure("dice_before", "Dice before", ".3f", None, "mean Dice of the labels, by the headers alone"),

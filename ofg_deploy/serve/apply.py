@@ -16,7 +16,7 @@ from ofg_deploy.errors import GeometryError, UsageError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.outputs import check_writable, read_json, sha256_file, staged, to_json
+from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
 from ofg_deploy.transform.inverse import invert
@@ -97,6 +97,11 @@ class Application:
         if not self.out.name.lower().endswith(ending):
             raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(ending)} is needed")
 
+    def reads(self) -> list[Path]:
+        """All files that are read."""
+        given = (self.image, self.reference, self.fixed_points, self.moving_points)
+        return [*(path for path in given if path is not None), *(step.path for step in self.steps)]
+
     @property
     def sidecar(self) -> Path:
         """Where the record goes."""
@@ -112,6 +117,7 @@ def apply(job: Application) -> dict[str, Any]:
         UsageError: a transform whose own sidecar names another form.
     """
     check_writable([job.out, job.sidecar], job.overwrite)
+    check_inputs_stay([job.out, job.sidecar], job.reads())
     if job.image is not None and job.reference is not None:
         save, about = _image(job, job.image, job.reference)
     else:

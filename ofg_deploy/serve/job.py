@@ -121,6 +121,10 @@ class Job:
         }
         return {role: path for role, path in given.items() if path is not None}
 
+    def reads(self) -> list[Path]:
+        """All files that are read, the start among them."""
+        return [*self.inputs().values(), *([self.init] if isinstance(self.init, Path) else [])]
+
     def outputs(self, init: Init | Path) -> dict[str, Path]:
         """Final path of each output; the sidecar comes last because it marks the set as complete."""
         absent: dict[str, bool] = {

@@ -43,7 +43,7 @@ class Refinement:
         patience: ... and over each so many steps, for another one.
         levels: coarse levels at most, each of half the resolution of the one before; fewer where the window of the
             local NCC does not fit.
-        threads: 0 for all; never more than the compiled kernels have. The result does not depend on it.
+        threads: 0 for as many as are set; never more than the compiled kernels have. The result does not depend on it.
 
     Raises:
         UsageError: values out of range.

@@ -15,7 +15,7 @@ from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, save_transform, save_volume
-from ofg_deploy.outputs import check_writable, staged, to_json
+from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json
 from ofg_deploy.preprocess import Init, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
 from ofg_deploy.serve.companions import Companions, Moved
@@ -94,6 +94,8 @@ def prepare(
     if job.refinement:
         job.refinement.check_grid(expects.shape)
     check_writable(list(outputs.values()), job.overwrite)
+    if job.overwrite:
+        check_inputs_stay([*outputs.values(), *job.obsolete(init)], job.reads())
     clock = Clock()
     images = images or Images()
     with clock("read"):
