@@ -99,6 +99,17 @@ def test_bad_list_is_refused_before_anything(tmp_path, tiny_model, run_cli, case
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_an_image_that_every_pair_shares_must_be_there(tmp_path, images, tiny_model, run_cli, side) -> None:
+    """One answer, not one for each of the folder's images."""
+    sides = {"fixed": images, "moving": images, side: tmp_path / "typo.nii.gz"}
+    arguments = ["register", sides["fixed"], sides["moving"], "-m", tiny_model().path, "-o", tmp_path / "out"]
+    code, _, err = run_cli(arguments)
+    assert (code, err.count("\n")) == (3, 1), err
+    assert f"typo.nii.gz does not exist: it is the {side} image of every pair" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_files_beside_the_pairs_are_refused(tmp_path, images, tiny_model, run_cli) -> None:
     """Those that a batch, a part and a report really leave there."""
     (images / "s1.nii.gz").write_bytes(b"no image")

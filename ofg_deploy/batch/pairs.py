@@ -112,7 +112,7 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
         beside: what goes with the images, by field of ``Job``.
 
     Raises:
-        InputError: an image without its counterpart, or two pairs whose results would be called the same.
+        InputError: an image without its counterpart, one that is not there for any pair, or two pairs whose results would be called the same.
         UsageError: a file where a folder is needed, or results among the images.
     """
     sides = {"fixed": fixed, "moving": moving}
@@ -126,6 +126,9 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
                     f"{len(alone)} of the {len(found[here])} images in {sides[here]} have none of the same name in "
                     f"{sides[there]}, the first: {found[here][alone[0]].name}: match them, or list them with --pairs"
                 )
+    for side, path in sides.items():
+        if side not in found and not path.exists():
+            raise InputError(f"{path} does not exist: it is the {side} image of every pair")
     names = sorted(next(iter(found.values())))
     pairs = []
     for name in names:
