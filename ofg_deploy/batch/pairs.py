@@ -112,7 +112,8 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
         beside: what goes with the images, by field of ``Job``.
 
     Raises:
-        InputError: an image without its counterpart, one that is not there for any pair, or two pairs whose results would be called the same.
+        InputError: an image without its counterpart, the one image of all pairs missing, or two pairs whose results
+            would be called the same.
         UsageError: a file where a folder is needed, or results among the images.
     """
     sides = {"fixed": fixed, "moving": moving}
