@@ -19,9 +19,7 @@ from ofg_deploy.train.guidance import choose_backend, refine
 from ofg_deploy.train.losses import local_ncc_loss, warp
 
 SHAPE = (20, 13, 17)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is first imported
+NO_TRITON = "triton is not installed (there are wheels for Linux alone)"
 
 
 def random_pair(
@@ -75,25 +73,27 @@ def test_backend_is_chosen_by_device_and_never_replaced(monkeypatch: pytest.Monk
         choose_backend("cpu", "magic")
 
 
-def test_triton_kernels_are_those_of_double_precision() -> None:
-    """On the CPU in Triton's interpreter: another compiler's language, the same arithmetic."""
-    pytest.importorskip("triton", reason="triton is not installed (there are wheels for Linux alone)")
-    pair = [t.to(DEVICE) for t in random_pair(pairs=2, shape=(9, 7, 11))]
-    pair[0] *= 2
-    settings = {"steps": 2, "lr": 0.1, "smoothness": 0.5, "window": 5}
-    ours = refine(*pair, **settings, backend="triton")
-    assert relative_error(ours, of_double_precision(pair, **settings), pair[0]) <= 1e-5
+def run_script(name: str, *arguments: str, interpret: bool, cache: Path) -> str:
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, Path(__file__).with_name(name), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_triton_kernels_are_those_of_double_precision(tmp_path: Path) -> None:
+    """Without a GPU in Triton's interpreter: another compiler's language, the same arithmetic."""
+    pytest.importorskip("triton", reason=NO_TRITON)
+    interpret = not torch.cuda.is_available()
+    assert float(run_script("triton_interpreted.py", interpret=interpret, cache=tmp_path)) <= 1e-5
 
 
 def test_triton_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """Turing, Ampere, Hopper: machine code by Triton's own assembler. That is all a machine without a GPU can know."""
-    pytest.importorskip("triton", reason="triton is not installed (there are wheels for Linux alone)")
+    pytest.importorskip("triton", reason=NO_TRITON)
     capabilities = ("75", "80", "90")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, Path(__file__).parent / "triton_compiled.py", *capabilities]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    built = [line.split() for line in done.stdout.splitlines()]
+    printed = run_script("triton_compiled.py", *capabilities, interpret=False, cache=tmp_path)
+    built = [line.split() for line in printed.splitlines()]
     kernels = ("_warp", "_sum_products", "_sum_axis", "_weigh", "_update")
     assert {(name, capability) for name, capability, _ in built} == set(product(kernels, capabilities))
     assert all(int(size) > 1000 for *_, size in built)
