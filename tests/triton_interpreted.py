@@ -1,4 +1,4 @@
-"""Relative error of the Triton kernels' steps. A process of its own: TRITON_INTERPRET is read when Triton is imported."""
+"""Relative error of the Triton kernels' steps. In its own process: TRITON_INTERPRET is read when Triton is imported."""
 
 from __future__ import annotations
 
