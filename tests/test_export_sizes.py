@@ -57,7 +57,7 @@ def run_graph(path: Path, moving: torch.Tensor, fixed: torch.Tensor) -> list[np.
     return session.run(None, {"moving": moving.numpy(), "fixed": fixed.numpy()})
 
 
-@pytest.mark.parametrize("name", ["voxelmorph-2", "lku-net"])
+@pytest.mark.parametrize("name", ["voxelmorph-2", "voxelmorph-half", "lku-net"])
 def test_one_graph_does_for_every_grid_of_multiples(name: str, tmp_path: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli(["export", checkpoint(tmp_path / "c.pt", name), "-o", tmp_path / "m.onnx"])
     assert code == 0, err

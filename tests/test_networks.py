@@ -88,6 +88,8 @@ def sampled(field: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     ("name", "grid"),
     [
         ("voxelmorph-2", (16, 32, 16)),
+        ("voxelmorph-half", (16, 32, 16)),
+        ("voxelmorph-half", GRID),
         ("lku-net", (16, 32, 16)),
         ("lku-net", GRID),
         ("transmorph-small", (32, 48, 32)),
@@ -192,7 +194,7 @@ def test_a_constant_velocity_moves_everything_alike_up_to_the_border() -> None:
     assert torch.allclose(VelocityIntegration((21, 18, 25))(velocity), velocity, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["voxelmorph", "lku-net", "transmorph-small", "vit-v-net"])
+@pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-half", "lku-net", "transmorph-small", "vit-v-net"])
 def test_odd_grids_are_padded_with_zeros_at_the_upper_ends(name: str) -> None:
     small = awake(name, GRID)
     padded = small.padded
@@ -213,7 +215,7 @@ def test_odd_grids_are_padded_with_zeros_at_the_upper_ends(name: str) -> None:
         small(moving, fixed)
 
 
-@pytest.mark.parametrize("name", ["voxelmorph", "lku-net", "transmorph-small", "vit-v-net"])
+@pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-half", "lku-net", "transmorph-small", "vit-v-net"])
 def test_recomputing_activations_changes_no_gradient(name: str) -> None:
     grid = (32, 34, 16)
     moving, fixed = images(grid)
@@ -289,6 +291,23 @@ def test_parameter_counts(name: str, millions: float) -> None:
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == millions
 
 
+def test_a_flow_at_half_resolution_is_linear_in_between() -> None:
+    network = awake("voxelmorph-half", (48, 64, 32))
+    coarse: list[torch.Tensor] = []
+    network.flow.register_forward_hook(lambda module, given, found: coarse.append(found))
+    with torch.inference_mode():
+        field = network(*images((48, 64, 32)))[0].numpy()
+    flow = coarse[0][0].numpy()
+    assert flow.shape == (3, 24, 32, 16)
+    assert np.abs(flow).max() > 1e-2
+    # The centre of voxel 2 j + 1 is a quarter of the way from that of coarse voxel j to that of j + 1.
+    expected = np.zeros(3)
+    for corner in np.ndindex(2, 2, 2):
+        i, j, k = np.add((7, 9, 4), corner)
+        expected += np.prod(np.take((0.75, 0.25), corner)) * flow[:, i, j, k]
+    np.testing.assert_allclose(field[:, 15, 19, 9], expected, rtol=1e-4)
+
+
 def test_weights_for_another_grid_window_or_architecture_are_refused() -> None:
     lpba = build_network("transmorph-lpba", (32, 32, 32))
     assert lpba.transformer.layers[0].blocks[0].attn.relative_position_bias_table.shape == (9 * 11 * 9, 4)
@@ -308,7 +327,7 @@ def test_grids_and_names_that_do_not_do() -> None:
     for name, grid, message in [
         ("voxelmorph", (16, 7, 16), "at least 8"),
         ("vit-v-net", (32, 32, 20), "more than 32"),
-        ("other", (16, 16, 16), "voxelmorph-2, vit-v-net"),
+        ("other", (16, 16, 16), "voxelmorph-2, voxelmorph-half, vit-v-net"),
     ]:
         with pytest.raises(UsageError, match=message):
             build_network(name, grid)

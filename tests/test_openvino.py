@@ -45,7 +45,12 @@ def make_model(
     rng = np.random.default_rng(1)
     images = [torch.from_numpy(rng.random(grid, dtype=np.float32))[None, None] for _ in range(2)]
     with torch.inference_mode():
-        head = {"voxelmorph": "flow", "transmorph-small": "reg_head", "vit-v-net": "reg_head"}.get(name)
+        head = {
+            "voxelmorph": "flow",
+            "voxelmorph-half": "flow",
+            "transmorph-small": "reg_head",
+            "vit-v-net": "reg_head",
+        }.get(name)
         for key, value in network.named_parameters():
             if head and key.startswith(head) and key.endswith("weight"):
                 value.mul_(2 / network._predict(*images).abs().max())
@@ -64,6 +69,7 @@ def make_model(
         ("voxelmorph", (32, 16, 48), {"any_size": True}),
         # Padded, so the velocity is cropped before it is integrated; the output that is not computed is in the graph.
         ("voxelmorph", (21, 26, 19), {"diffeomorphic": True, "with_warp": True}),
+        ("voxelmorph-half", (32, 16, 48), {"any_size": True}),
         ("lku-net", (16, 32, 16), {}),
         ("vit-v-net", (16, 32, 48), {}),
         ("transmorph-small", (32, 64, 32), {}),

@@ -35,6 +35,7 @@ FLOAT, TYPES = onnx.TensorProto.FLOAT, {"fp16": onnx.TensorProto.FLOAT16, "bf16"
 NETWORKS = [
     ("voxelmorph", (16, 32, 48), True),
     ("voxelmorph", (17, 30, 16), False),  # padded and cropped in the graph
+    ("voxelmorph-half", (16, 32, 48), False),
     ("lku-net", (16, 32, 16), False),
     ("transmorph-small", (32, 32, 64), False),
     ("vit-v-net", (32, 32, 64), False),

@@ -27,7 +27,7 @@ from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.validation import predict
 
 GRID = (16, 32, 48)
-HEADS = {"voxelmorph": "flow.weight"}
+HEADS = {"voxelmorph": "flow.weight", "voxelmorph-half": "flow.weight"}
 
 
 def make_pairs(count: int) -> list[PreparedPair]:
@@ -48,7 +48,10 @@ def write(model: onnx.ModelProto, name: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "diffeomorphic"), [("voxelmorph", False), ("voxelmorph", True), ("lku-net", False)])
+@pytest.mark.parametrize(
+    ("name", "diffeomorphic"),
+    [("voxelmorph", False), ("voxelmorph", True), ("voxelmorph-half", False), ("lku-net", False)],
+)
 def test_int8_is_close_to_eager_and_the_same_in_both_runtimes(name: str, diffeomorphic: bool, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="not installed (pip install ofg-deploy[openvino])")
     torch.manual_seed(2)

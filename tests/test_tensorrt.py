@@ -143,6 +143,7 @@ def test_one_plan_for_three_targets_is_the_pure_plan_with_its_record(
     [
         ("voxelmorph", (16, 32, 48), True),  # integrates in the graph, with the GridSample of volumes
         ("voxelmorph", (17, 30, 16), False),  # no multiple of the divisor: padded and cropped in the graph
+        ("voxelmorph-half", (16, 32, 48), False),
         ("vit-v-net", (32, 32, 64), False),
         ("transmorph-small", (32, 32, 64), False),
         ("lku-net", (16, 32, 16), False),

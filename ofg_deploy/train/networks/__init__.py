@@ -5,6 +5,7 @@ from __future__ import annotations
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import RegistrationNetwork
+from ofg_deploy.train.networks.half_resolution import VoxelMorphHalf
 from ofg_deploy.train.networks.lku_net import LKUNet
 from ofg_deploy.train.networks.transmorph import TransMorph, TransMorphLarge, TransMorphLPBA, TransMorphSmall
 from ofg_deploy.train.networks.vit_v_net import ViTVNet
@@ -13,6 +14,7 @@ from ofg_deploy.train.networks.voxelmorph import VoxelMorph, VoxelMorph2
 NETWORKS: dict[str, type[RegistrationNetwork]] = {
     "voxelmorph": VoxelMorph,
     "voxelmorph-2": VoxelMorph2,
+    "voxelmorph-half": VoxelMorphHalf,
     "vit-v-net": ViTVNet,
     "transmorph": TransMorph,
     "transmorph-small": TransMorphSmall,
