@@ -97,10 +97,10 @@ def make_pair(shape: Shape) -> Pair:
     return np.stack([1.5 * smooth(6.0) for _ in range(3)]), images[0], images[1]
 
 
-def correlation(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def correlation(sums: tuple[torch.Tensor, ...], window: int) -> torch.Tensor:
     """The published arithmetic from the five window sums on."""
     sum_a, sum_b, sum_aa, sum_bb, sum_ab = sums
-    size = float(WINDOW**3)
+    size = float(window**3)
     mean_a, mean_b = sum_a / size, sum_b / size
     cross = sum_ab - mean_b * sum_a - mean_a * sum_b + mean_a * mean_b * size
     var_a = sum_aa - 2 * mean_a * sum_a + mean_a * mean_a * size
@@ -108,10 +108,10 @@ def correlation(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return -(cross * cross / (var_a * var_b + 1e-5)).mean()
 
 
-def dense(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    kernel = torch.ones(1, 1, WINDOW, WINDOW, WINDOW)
+def dense(a: torch.Tensor, b: torch.Tensor, window: int = WINDOW) -> torch.Tensor:
+    kernel = torch.ones(1, 1, window, window, window)
     products = a, b, a * a, b * b, a * b
-    return correlation(tuple(functional.conv3d(x, kernel, padding=WINDOW // 2) for x in products))
+    return correlation(tuple(functional.conv3d(x, kernel, padding=window // 2) for x in products), window)
 
 
 def separable(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def separable(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     for axis in range(3):
         window = [WINDOW if i == axis else 1 for i in range(3)]
         sums = functional.avg_pool3d(sums, window, stride=1, padding=[n // 2 for n in window])
-    return correlation((sums * float(WINDOW**3)).split(1, dim=1))
+    return correlation((sums * float(WINDOW**3)).split(1, dim=1), WINDOW)
 
 
 class Autograd:
