@@ -72,6 +72,7 @@ def test_unsupervised_differs_and_learns_similarity(subjects: tuple[Path, Path],
 
 
 LATE = {"guidance_optimiser": "multilevel", "guidance_coarse_steps": 2, "guidance_start": 0.5, "guidance_sobolev": 1.0}
+LATE |= {"steady": True}
 
 
 @pytest.mark.parametrize("guidance", [{"guidance": "ofg"}, {"guidance": "none"}, LATE])
@@ -342,6 +343,25 @@ def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
     assert split_recipes([]) == (None, False)
     for optimiser in get_args(Optimiser):
         replace(published, **settle_guidance("ofg", optimiser, "ncc", {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "steady"),
+    [([], True), (["--no-steady"], False), (["--recipe", "paper"], False), (["--recipe", "paper", "--steady"], True)],
+)
+def test_steps_are_steady_unless_the_recipe_is_published(
+    subjects: tuple[Path, Path],
+    tmp_path: Path,
+    run_cli: Callable[[list[object]], tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    steady: bool,
+) -> None:
+    started: list[TrainConfig] = []
+    monkeypatch.setattr("ofg_deploy.train.command.start", lambda out, config, *_: started.append(config))
+    code, _, err = run_cli(["train", subjects[0], "-o", tmp_path / "run", *options])
+    assert code == 0, err
+    assert [config.steady for config in started] == [steady]
 
 
 def test_usage_errors_of_the_configuration() -> None:

@@ -133,6 +133,13 @@ def train(
         float, typer.Option(help="Weight of the Dice loss of training labels (weak supervision).")
     ] = 0.0,
     lr: Annotated[float, typer.Option(help="Outer learning rate.")] = 1e-4,
+    steady: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--steady/--no-steady",
+            help="Smaller steps while gradients are out of proportion; on if absent, off with --recipe paper.",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs.")] = 500,
     steps_per_epoch: Annotated[
         Optional[int], typer.Option(help="Pairs per epoch; every training pair once if absent.")
@@ -202,6 +209,7 @@ def train(
         smoothness=smoothness,
         dice_weight=dice_weight,
         lr=lr,
+        steady=not published if steady is None else steady,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
