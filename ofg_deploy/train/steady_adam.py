@@ -1,4 +1,4 @@
-"""Adam that takes smaller steps while gradients are larger than what it has seen."""
+"""Adam behind a clipped gradient, whose threshold Adam itself knows."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
+LIMIT = 2.0  # root mean squares of the gradient's norm
+
 
 class SteadyAdam(torch.optim.Adam):
-    """Adam with amsgrad whose learning rate is divided, for one step, by how far the gradient is out of proportion.
+    """Adam with amsgrad that scales a gradient down to ``LIMIT`` times the root mean square of its recent norms.
 
-    Adam divides by a mean square of gradients over about a thousand steps. Where the loss changes its meaning, as when
-    guidance begins, or a batch is out of the ordinary, that mean is too small for a while and steps are several times
-    too long. Here a step is never longer than one of a gradient that the mean square has followed: ``surprise`` is the
-    root mean square of gradient / its root mean square (Shazeer and Stern, Adafactor, ICML 2018, section 6; for
-    Adam Wortsman et al., NeurIPS 2023, there for each tensor, here for all of them), and a rate is divided by it where
-    it is above 1. Nothing is kept for it: a resumed run goes on as before.
+    Adam divides by a mean square over about a thousand steps. Where the loss changes its meaning, as when guidance
+    begins, or a pair is out of the ordinary, that is too small for a while, and too large a gradient stays in the
+    mean of the next ten steps. Clipping is Pascanu et al.'s (ICML 2013), who take the threshold from average norms as
+    well; their mean square is the sum of Adam's second moments, so that nothing is kept for it and a resumed run goes
+    on as before. A lasting change is followed: the threshold rises with what it lets through.
     """
 
     def __init__(self, parameters: Any, lr: float) -> None:
@@ -24,29 +25,29 @@ class SteadyAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As ``torch.optim.Adam.step``."""
-        rates, factor = [group["lr"] for group in self.param_groups], max(1.0, self.surprise())
-        try:
-            for group in self.param_groups:
-                group["lr"] /= factor
-            return super().step(closure)
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
+        """As ``torch.optim.Adam.step``; the gradients are scaled in place."""
+        surprise = self.surprise()
+        if surprise > LIMIT:
+            for weight in self._weights():
+                if weight.grad is not None:
+                    weight.grad.mul_(LIMIT / surprise)
+        return super().step(closure)
 
     @torch.no_grad()
     def surprise(self) -> float:
-        """Root mean square, over all weights, of gradient / the root mean square Adam divides it by; 0 at first."""
-        squares, count = [], 0
+        """Norm of the gradient / root mean square of the norms of those before; 0 for the first one."""
+        norm, mean = [], []
         for group in self.param_groups:
             beta = group["betas"][1]
             for weight in group["params"]:
                 state = self.state.get(weight)
-                if weight.grad is None or not state:
-                    continue
-                square = weight.grad.square()
-                following = beta * state["exp_avg_sq"] + (1 - beta) * square
-                seen = torch.maximum(state["max_exp_avg_sq"], following) / (1 - beta ** (float(state["step"]) + 1))
-                squares.append((square / (seen + group["eps"] ** 2)).sum())
-                count += square.numel()
-        return float(torch.stack(squares).sum() / count) ** 0.5 if count else 0.0
+                if weight.grad is not None and state:
+                    norm.append(weight.grad.square().sum())
+                    mean.append(state["exp_avg_sq"].sum() / (1 - beta ** float(state["step"])))
+        if not norm:
+            return 0.0
+        tiny = torch.finfo(norm[0].dtype).tiny
+        return float((torch.stack(norm).sum() / torch.stack(mean).sum().clamp(min=tiny)).sqrt())
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [weight for group in self.param_groups for weight in group["params"]]
