@@ -55,16 +55,16 @@ def test_steps_are_those_of_the_formula() -> None:
 
 
 def test_one_gradient_a_hundred_times_too_large_changes_little() -> None:
-    """Plain Adam carries it in its mean for ten steps, each three times as long as any before."""
+    """Plain Adam carries it in its mean for ten steps."""
     rng = np.random.default_rng(1)
-    gradients = [rng.standard_normal(11) for _ in range(1020)]
-    gradients[1000] = 100 * gradients[1000]
-    steady, plain = (
-        np.abs(places[1012] - places[999]).max()
-        for places in (walk(SteadyAdam, gradients), walk(torch.optim.Adam, gradients, amsgrad=True))
+    calm = [rng.standard_normal(11) for _ in range(1020)]
+    spiked = [100 * gradient if step == 1000 else gradient for step, gradient in enumerate(calm)]
+    astray, plainly_astray = (
+        np.abs(walk(kind, spiked, **options) - walk(kind, calm, **options)).max()
+        for kind, options in ((SteadyAdam, {}), (torch.optim.Adam, {"amsgrad": True}))
     )
-    assert plain > 10 * LR
-    assert steady < 5 * LR
+    assert plainly_astray > 15 * LR
+    assert astray < 2 * LR
 
 
 def test_a_gradient_that_stays_ten_times_larger_is_followed_without_longer_steps() -> None:
