@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=120, help="seconds of processor time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--network", choices=list(NETWORKS), default="full", help="resolution of its flow")
+    parser.add_argument("--lr", type=float, help="learning rate of every method instead of its own")
     parser.add_argument("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
     parser.add_argument("--figure", type=Path, help="picture of the test pairs")
     parser.add_argument("--test", action="store_true", help="all training is over: touch the test pairs")
@@ -113,8 +115,9 @@ def main() -> None:
 
 
 def section(options: argparse.Namespace) -> str:
-    """Where results are kept: runs of another length, or of another network, are other results."""
-    return f"{options.set}, {options.budget:g} s" + (", flow at half resolution" if options.network == "half" else "")
+    """Where results are kept: runs of another length, of another network or at another rate are other results."""
+    network = ", flow at half resolution" if options.network == "half" else ""
+    return f"{options.set}, {options.budget:g} s{network}" + (f", rate {options.lr:g}" if options.lr else "")
 
 
 def keep(options: argparse.Namespace, key: str, work: Any) -> None:
@@ -133,13 +136,14 @@ def keep(options: argparse.Namespace, key: str, work: Any) -> None:
         print(section(options), key, json.dumps(result), flush=True)
 
 
-def configuration(subjects: Subjects, method: str, seed: int) -> TrainConfig:
+def configuration(subjects: Subjects, method: str, seed: int, lr: float | None) -> TrainConfig:
     expects = NetworkInput(subjects.grid.shape, subjects.grid.spacing_mm, Intensity(), "affine")
-    return TrainConfig(expects, epochs=EPOCHS, seed=seed, **METHODS[method])
+    config = TrainConfig(expects, epochs=EPOCHS, seed=seed, **METHODS[method])
+    return replace(config, lr=lr or config.lr)
 
 
 def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: int) -> dict[str, Any]:
-    config = configuration(subjects, method, seed)
+    config = configuration(subjects, method, seed, options.lr)
     torch.manual_seed(seed)
     network = NETWORKS[options.network](subjects.grid.shape).to(memory_format=torch.channels_last_3d).train()
     loss = scripted_loss(config) if method.endswith(AS_SCRIPTED) else our_loss(config)
