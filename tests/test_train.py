@@ -30,7 +30,9 @@ from ofg_deploy.train.dataset import check_pairs, find_pairs, load_cached, misfi
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
+from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.recipes import split_recipes
+from ofg_deploy.train.validation import Scores
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,33 @@ def test_bad_data_and_options(
         assert words in stderr
         assert stderr.count("\n") == 1
         assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_training_that_breaks_down_says_so_once(
+    subjects: tuple[Path, Path],
+    tmp_path: Path,
+    run_cli: Callable[[list[object]], tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, labels = subjects
+    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 3, "--steps-per-epoch", 1]
+    options += ["--epochs", 6, "--guidance", "none", "--cache", tmp_path / "cache", "--workers", 1]
+    for name, given, words in (
+        ("labelled", ["--labels", labels], "validation Dice fell from 0.700 in epoch 2 to 0.300 in epoch 5: "),
+        ("images", [], "validation similarity fell from 0.800 in epoch 2 to 0.200 in epoch 5: "),
+    ):
+        values = {"labelled": [0.6, 0.7, 0.4, 0.65, 0.3, 0.2], "images": [0.5, 0.8, 0.5, 0.7, 0.2, 0.1]}[name]
+        monkeypatch.setattr(Trainer, "_validate", lambda self, v=values, n=name: _scores_of(v, self, n))
+        code, _, err = run_cli(["train", images, "-o", tmp_path / name, *given, *options])
+        assert code == 0, err
+        broke = "the training broke down; best.pt keeps epoch 2, a new run needs a lower --lr"
+        assert [line for line in err.splitlines() if "broke" in line] == [f"ofg: warning: {words}{broke}"]
+        assert load_checkpoint(tmp_path / name / "best.pt").training["epoch"] == 2
+
+
+def _scores_of(values: list[float], trainer: Trainer, name: str) -> Scores:
+    value = values[len(trainer.history)]
+    return Scores(value, 0.5, 0.0) if name == "labelled" else Scores(None, value, 0.0)
 
 
 def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network, network_class
 from ofg_deploy.train.objective import Objective
 from ofg_deploy.train.recipes import DEFAULT_INIT, Options, check_pairing, find_recipe, resolve
-from ofg_deploy.train.run import EpochRecord, Run
+from ofg_deploy.train.run import EpochRecord, Run, breakdown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -240,6 +240,7 @@ def _train(trainer: Trainer) -> None:
             for row in trainer.train(on_step):
                 done = row.epoch
                 progress.update(task, completed=done * steps, loss=row.loss, val=_scores(row))
+                _warn(breakdown(trainer.history))
                 if not console.is_terminal:  # a log file gets a line an epoch instead of a moving bar
                     line = f"epoch {row.epoch}/{config.epochs} loss {row.loss:.5f} {_scores(row)}"
                     console.print(line, soft_wrap=True)

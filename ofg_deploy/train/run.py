@@ -27,8 +27,8 @@ from ofg_deploy.train.dataset import PairList
 class EpochRecord:
     """One row of ``metrics.csv``. ``val_dice`` is None without validation labels; all ``val_*`` on unvalidated epochs.
 
-    ``loss`` is ``target`` + smoothness x ``regularity`` + dice_weight x ``dice_loss``; ``target`` is the OFG loss (and
-    guidance_similarity x the similarity loss), or the similarity loss alone without guidance and before it begins.
+    ``loss`` is as in ``objective.Terms``; ``target`` is the OFG loss (and guidance_similarity x the similarity loss),
+    or the similarity loss alone without guidance and before it begins.
     """
 
     epoch: int
@@ -46,6 +46,25 @@ class EpochRecord:
     def score(self) -> float | None:
         """What decides which epoch is best: validation Dice, or similarity where there are no labels."""
         return self.val_ncc if self.val_dice is None else self.val_dice
+
+
+def breakdown(history: list[EpochRecord]) -> str | None:
+    """What to say where the last epoch's validation is, for the first time, worth less than half of the best one.
+
+    A network whose weights were thrown far off rarely comes back, and its loss is a finite number.
+    """
+    scored = [(row.score, row) for row in history if row.score is not None]
+    if len(scored) < 2 or scored[-1][1] is not history[-1]:
+        return None
+    (best, at), (last, _) = max(scored[:-1], key=lambda pair: pair[0]), scored[-1]
+    low = [row.epoch for score, row in scored if row.epoch > at.epoch and score < best / 2]
+    if low != [history[-1].epoch]:
+        return None
+    name = "similarity" if at.val_dice is None else "Dice"
+    return (
+        f"validation {name} fell from {best:.3f} in epoch {at.epoch} to {last:.3f} in epoch {low[0]}: "
+        f"the training broke down; best.pt keeps epoch {at.epoch}, a new run needs a lower --lr"
+    )
 
 
 @dataclass(frozen=True)
