@@ -20,6 +20,8 @@ OPENVINO_FASTER = {
     ("transmorph", "int8"): 6.2,
     ("voxelmorph", "fp32"): 2.8,
     ("voxelmorph", "int8"): 5.8,
+    ("voxelmorph-half", "fp32"): 3.1,
+    ("voxelmorph-half", "int8"): 4.4,
 }
 MEASURED = "benchmarks/results/runtimes.json"
 
