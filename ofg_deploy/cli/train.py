@@ -117,9 +117,6 @@ def train(
     guidance_similarity: Annotated[
         Optional[float], typer.Option(help="Weight of the similarity loss itself beside the OFG loss; 0.")
     ] = None,
-    guidance_weight: Annotated[
-        Optional[float], typer.Option(help="Factor of the guided loss against the one before it begins; 0.1, adam 1.")
-    ] = None,
     similarity: Annotated[
         SimilarityOption, typer.Option(help="Local NCC; mean squared difference; MIND for unlike modalities.")
     ] = "ncc",
@@ -196,7 +193,6 @@ def train(
         "guidance_field_sigma": guidance_field_sigma,
         "guidance_sobolev": guidance_sobolev,
         "guidance_similarity": guidance_similarity,
-        "guidance_weight": guidance_weight,
         "ncc_window": ncc_window,
     }
     guided = settle_guidance(guidance, guidance_optimiser, similarity, given_guidance, published)

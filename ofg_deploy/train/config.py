@@ -33,7 +33,6 @@ _STEP_OPTIONS: dict[str, Any] = {
     "guidance_field_sigma": Greedy.field_sigma,
     "guidance_sobolev": 10.0,
     "guidance_similarity": 0.0,
-    "guidance_weight": 0.1,
     "ncc_window": Greedy.window,
 }
 # What each inner optimiser takes, and its defaults; without guidance the window is that of the unsupervised loss.
@@ -46,7 +45,6 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         "guidance_smoothness": 1.0,
         "guidance_sobolev": 0.0,
         "guidance_similarity": 0.0,
-        "guidance_weight": 1.0,
         "ncc_window": 9,
     },
     "greedy": {"guidance_start": 0.35, "guidance_steps": 6, **_STEP_OPTIONS},
@@ -115,8 +113,6 @@ class TrainConfig:
         guidance_field_sigma: smoothing of the field after each greedy step, likewise: how stiff the targets are.
         guidance_sobolev: weight of the squared gradient of (prediction - target) beside its square in the OFG loss.
         guidance_similarity: weight of the similarity loss of the prediction itself beside the OFG loss.
-        guidance_weight: factor of both and of the regulariser, against the loss before guidance begins: a tenth makes
-            their gradients about as long.
         similarity: what compares warped and fixed, in the inner energy as in the unsupervised loss: ``ncc`` (local
             NCC), ``mse`` (same scanner, same contrast), ``mind`` (other modalities).
         ncc_window: side of the local NCC window in voxels (odd).
@@ -157,7 +153,6 @@ class TrainConfig:
     guidance_field_sigma: float = Greedy.field_sigma
     guidance_sobolev: float = 0.0
     guidance_similarity: float = 0.0
-    guidance_weight: float = 1.0
     similarity: Similarity = "ncc"
     ncc_window: int = 9
     regulariser: Regulariser = "diffusion"
@@ -190,7 +185,6 @@ class TrainConfig:
             "--guidance-lr": self.guidance_lr,
             "--guidance-step-voxels": self.guidance_step_voxels,
             "--guidance-step-limit": self.guidance_step_limit,
-            "--guidance-weight": self.guidance_weight,
             "--lr": self.lr,
             "--epochs": self.epochs,
             "--steps-per-epoch": 1 if self.steps_per_epoch is None else self.steps_per_epoch,

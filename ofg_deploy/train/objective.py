@@ -37,11 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """Scalars of a step.
-
-    ``loss`` = weight x (``target`` + smoothness x ``regularity``) + dice_weight x ``dice_loss``; the weight is
-    ``guidance_weight`` once guided, 1 before and without.
-    """
+    """Scalars of a step: ``loss`` = ``target`` + smoothness x ``regularity`` + dice_weight x ``dice_loss``."""
 
     loss: torch.Tensor
     target: torch.Tensor
@@ -80,11 +76,11 @@ class Objective:
             field: (N, 3, X, Y, Z) voxels.
             epoch: counted from 0; guidance may begin later, and the inner learning rate decays with it.
         """
-        config, field, weight = self.config, field.float(), 1.0
+        config, field = self.config, field.float()
         regularity = (self._regulariser or diffusion)(field)
         if self._guide and config.guided(epoch):
             refined = self._guide(field, batch.moving, batch.fixed, config.decay(epoch), self._buffers)
-            weight, target = config.guidance_weight, ofg_loss(field, refined, config.guidance_sobolev)
+            target = ofg_loss(field, refined, config.guidance_sobolev)
             if config.guidance_similarity:
                 target = target + config.guidance_similarity * self._similarity_of(field, batch)
         else:
@@ -92,7 +88,7 @@ class Objective:
         dice_loss = field.new_zeros(())
         if config.dice_weight:
             dice_loss = soft_dice_loss(field, batch.moving_labels, batch.fixed_labels)
-        loss = weight * (target + config.outer_smoothness(epoch) * regularity) + config.dice_weight * dice_loss
+        loss = target + config.outer_smoothness(epoch) * regularity + config.dice_weight * dice_loss
         return Terms(loss, target, regularity, dice_loss)
 
     def _similarity_of(self, field: torch.Tensor, batch: Batch) -> torch.Tensor:
