@@ -40,6 +40,7 @@ from ofg_deploy.train.losses import diffusion, ofg_loss, warp
 from ofg_deploy.train.networks import voxelmorph
 from ofg_deploy.train.networks.half_resolution import VoxelMorphHalf
 from ofg_deploy.train.objective import Batch, Objective
+from ofg_deploy.train.steady_adam import SteadyAdam
 
 RESULTS = Path(__file__).parent / "results/guidance_quality.json"
 EPOCHS = 1000  # steps in which the learning rates decay
@@ -146,7 +147,7 @@ def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: in
     torch.manual_seed(seed)
     network = NETWORKS[options.network](subjects.grid.shape).to(memory_format=torch.channels_last_3d).train()
     loss = scripted_loss(config) if method.endswith(AS_SCRIPTED) else our_loss(config)
-    adam = torch.optim.Adam(network.parameters(), lr=config.lr, amsgrad=True)
+    adam = SteadyAdam(network.parameters(), config.lr)
     rng, pairs, queue = np.random.default_rng(seed), subjects.pairs["training"], []
     loss(torch.zeros(1, 3, *subjects.grid.shape), batch(subjects, *pairs[0]), 0)  # compiles
     steps, spent, curve = 0, 0.0, []

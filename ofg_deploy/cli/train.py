@@ -137,7 +137,7 @@ def train(
         Optional[bool],
         typer.Option(
             "--steady/--no-steady",
-            help="Smaller steps while gradients are out of proportion; on if absent, off with --recipe paper.",
+            help="Clip gradients that are out of proportion; on if absent, off with --recipe paper.",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs.")] = 500,

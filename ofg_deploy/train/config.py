@@ -123,7 +123,7 @@ class TrainConfig:
         two_way: visit every pair a second time with its images swapped (the paper: OASIS, Abdomen CT).
         flip: mirror both images along random axes (the paper: IXI, LPBA40).
         lr: outer learning rate at the first epoch; both decay as (1 - epoch / epochs)^0.9.
-        steady: smaller steps while gradients are out of proportion (``steady_adam``); plain Adam is published.
+        steady: gradients out of proportion are clipped (``steady_adam``); as published there is plain Adam alone.
         epochs, steps_per_epoch: length; steps count pairs, None means every training pair once.
         batch_size: pairs that go through the network at once, in each process.
         accumulate: batches whose gradients are averaged before an optimiser step.
