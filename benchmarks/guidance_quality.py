@@ -7,6 +7,7 @@ killed benchmark goes on with the next one.
 
     python benchmarks/guidance_quality.py hippocampus --work DIR --budget 450 --test --figure docs/guidance.png
     python benchmarks/guidance_quality.py brains --work DIR --budget 300 --test
+    python benchmarks/guidance_quality.py hippocampus --work DIR --budget 450 --network half --lr 3e-3 --test
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "published, inner lr 0.2": {"guidance_lr": 0.2, "lr": 3e-3},
 }
 COMPARED = ["unsupervised", "published", "greedy"]
-# The same as the published scripts compute it: dense convolutions, autograd, torch's Adam.
+# The same as the published scripts compute it: dense convolutions, autograd, torch's Adam inside and outside.
 AS_SCRIPTED = " as scripted"
 METHODS |= {f"{name}{AS_SCRIPTED}": METHODS[name] for name in ("unsupervised", "published")}
 Loss = Callable[[torch.Tensor, Batch, int], torch.Tensor]
@@ -115,9 +116,13 @@ def main() -> None:
 
 
 def section(options: argparse.Namespace) -> str:
-    """Where results are kept: runs of another length, of another network or at another rate are other results."""
+    """Where results are kept: runs of another length, network, rate or optimiser are other results.
+
+    "Clipped" is ``SteadyAdam``; sections without it are older and had plain Adam.
+    """
     network = ", flow at half resolution" if options.network == "half" else ""
-    return f"{options.set}, {options.budget:g} s{network}" + (f", rate {options.lr:g}" if options.lr else "")
+    rate = f", rate {options.lr:g}" if options.lr else ""
+    return f"{options.set}, {options.budget:g} s{network}{rate}, clipped"
 
 
 def keep(options: argparse.Namespace, key: str, work: Any) -> None:
@@ -147,7 +152,8 @@ def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: in
     torch.manual_seed(seed)
     network = NETWORKS[options.network](subjects.grid.shape).to(memory_format=torch.channels_last_3d).train()
     loss = scripted_loss(config) if method.endswith(AS_SCRIPTED) else our_loss(config)
-    adam = SteadyAdam(network.parameters(), config.lr)
+    plain = partial(torch.optim.Adam, amsgrad=True)
+    adam = (plain if method.endswith(AS_SCRIPTED) else SteadyAdam)(network.parameters(), lr=config.lr)
     rng, pairs, queue = np.random.default_rng(seed), subjects.pairs["training"], []
     loss(torch.zeros(1, 3, *subjects.grid.shape), batch(subjects, *pairs[0]), 0)  # compiles
     steps, spent, curve = 0, 0.0, []

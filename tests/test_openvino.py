@@ -70,6 +70,7 @@ def make_model(
         # Padded, so the velocity is cropped before it is integrated; the output that is not computed is in the graph.
         ("voxelmorph", (21, 26, 19), {"diffeomorphic": True, "with_warp": True}),
         ("voxelmorph-half", (32, 16, 48), {"any_size": True}),
+        ("voxelmorph-half", (21, 26, 19), {"diffeomorphic": True, "with_warp": True}),
         ("lku-net", (16, 32, 16), {}),
         ("vit-v-net", (16, 32, 48), {}),
         ("transmorph-small", (32, 64, 32), {}),

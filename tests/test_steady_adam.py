@@ -31,11 +31,11 @@ def walk(
 
 
 def by_hand(gradients: Iterable[np.ndarray]) -> np.ndarray:
-    """Kingma and Ba with amsgrad; before that no norm above twice the root mean square of those before."""
+    """Kingma and Ba with amsgrad; before that no norm above twice the root mean square of (at least ten) before it."""
     place, mean, square, largest, places = np.zeros(11), np.zeros(11), np.zeros(11), np.zeros(11), []
     factor = 1.0
     for step, gradient in enumerate(gradients, start=1):
-        if step > 1:
+        if step > 10:
             usual = np.sqrt(square.sum() / (1 - 0.999 ** (step - 1)))
             factor = min(1.0, 2 * usual / np.linalg.norm(gradient))
         mean = 0.9 * mean + 0.1 * factor * gradient
@@ -83,11 +83,44 @@ def test_where_gradients_become_smaller_it_is_adam() -> None:
     assert (walk(SteadyAdam, gradients) == walk(torch.optim.Adam, gradients, amsgrad=True)).all()
 
 
-def test_weights_without_a_gradient_stay() -> None:
-    used, unused = (torch.zeros(4, requires_grad=True) for _ in range(2))
-    optimiser = SteadyAdam([used, unused], LR)
-    for gradient in (1.0, 10.0):  # the second one is clipped
-        used.grad = torch.full((4,), gradient)
-        optimiser.step()
-    assert unused.count_nonzero() == 0
-    assert used.count_nonzero() == 4
+def test_a_first_gradient_that_says_nothing_is_no_measure() -> None:
+    """An identical pair first, or nothing at all: the next ones are not clipped for it, and zeros never divide."""
+    rng = np.random.default_rng(2)
+    usual = [rng.standard_normal(11) for _ in range(30)]
+    for first in (np.zeros(11), np.full(11, 1e-6)):
+        gradients = [first, *usual]
+        assert (walk(SteadyAdam, gradients) == walk(torch.optim.Adam, gradients, amsgrad=True)).all()
+    assert not walk(SteadyAdam, [np.zeros(11)] * 20).any()
+
+
+def test_weights_without_a_gradient_change_nothing_for_the_others() -> None:
+    gradients = [*[np.ones(4)] * 12, np.full(4, 10.0)]  # the last one is clipped
+    places = []
+    for others in (0, 3):
+        weights = [torch.zeros(4, requires_grad=True) for _ in range(1 + others)]
+        optimiser = SteadyAdam(weights, LR)
+        for gradient in gradients:
+            weights[0].grad = torch.from_numpy(gradient).float()
+            optimiser.step()
+        assert weights[0].grad.tolist() == pytest.approx([2.0] * 4)
+        assert all(w.count_nonzero() == 0 for w in weights[1:])
+        places.append(weights[0].tolist())
+    assert places[0] == places[1]
+
+
+def test_a_closure_is_run_before_its_gradient_is_measured() -> None:
+    weight = torch.zeros(4, requires_grad=True)
+    optimiser, scale = SteadyAdam([weight], LR), 1.0
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = (scale * weight).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(12):
+        assert optimiser.step(closure) is not None
+    scale = 100.0
+    optimiser.step(closure)
+    assert weight.grad is not None
+    assert weight.grad.tolist() == pytest.approx([2.0] * 4)

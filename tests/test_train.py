@@ -16,6 +16,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
 from ofg_deploy import nifti
@@ -32,6 +33,8 @@ from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.recipes import split_recipes
+from ofg_deploy.train.run import EpochRecord, breakdown
+from ofg_deploy.train.steady_adam import SteadyAdam
 from ofg_deploy.train.validation import Scores
 
 
@@ -231,6 +234,30 @@ def test_bad_data_and_options(
         assert words in stderr
         assert stderr.count("\n") == 1
         assert not (tmp_path / "run/config.json").exists()
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_the_optimiser_is_the_one_asked_for(
+    subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady: bool
+) -> None:
+    used: list[type] = []
+    setup = Fabric.setup
+    monkeypatch.setattr(Fabric, "setup", lambda self, net, opt: (used.append(type(opt)), setup(self, net, opt))[1])
+    config = tiny_config(epochs=1, steady=steady)
+    run_training(tmp_path / "run", find_tiny_pairs(*subjects), config, tmp_path / "cache")
+    assert used == [SteadyAdam if steady else torch.optim.Adam]
+
+
+def test_what_breaks_down_is_a_fall_from_something() -> None:
+    def said(scores: list[float | None]) -> str | None:
+        return breakdown([EpochRecord(n, 0, 0, 0, 0, 0, None, s, None, 0) for n, s in enumerate(scores, start=1)])
+
+    for silent in ([], [None], [0.7], [0.7, None], [-0.3, -0.301], [-0.3, -0.2], [0.02, 0.009], [0.6, 0.4], [0.1, 0.6]):
+        assert said(silent) is None
+    assert "fell from 0.700 in epoch 3 to 0.200 in epoch 5" in str(said([0.6, 0.7, 0.7, None, 0.2]))
+    assert said([0.7, 0.2, 0.2]) is None, "said once"
+    assert said([0.7, 0.2, 0.2, 0.8]) is None
+    assert "fell from 0.800" in str(said([0.7, 0.2, 0.8, 0.2]))
 
 
 def test_a_training_that_breaks_down_says_so_once(

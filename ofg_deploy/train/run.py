@@ -51,14 +51,16 @@ class EpochRecord:
 def breakdown(history: list[EpochRecord]) -> str | None:
     """What to say where the last epoch's validation is, for the first time, worth less than half of the best one.
 
-    A network whose weights were thrown far off rarely comes back, and its loss is a finite number.
+    A network whose weights were thrown far off rarely comes back, and its loss is a finite number. Scores below 0.2 say
+    little (the correlation of unlike modalities), so nothing is said of them.
     """
     scored = [(row.score, row) for row in history if row.score is not None]
     if len(scored) < 2 or scored[-1][1] is not history[-1]:
         return None
-    (best, at), (last, _) = max(scored[:-1], key=lambda pair: pair[0]), scored[-1]
+    # Of two alike the later one, as ``save_epoch``.
+    (best, at), (last, _) = max(scored[:-1], key=lambda pair: (pair[0], pair[1].epoch)), scored[-1]
     low = [row.epoch for score, row in scored if row.epoch > at.epoch and score < best / 2]
-    if low != [history[-1].epoch]:
+    if best < 0.2 or low != [history[-1].epoch]:
         return None
     name = "similarity" if at.val_dice is None else "Dice"
     return (

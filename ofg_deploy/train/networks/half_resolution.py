@@ -18,12 +18,13 @@ from ofg_deploy.train.networks.voxelmorph import ConvBlock
 class VoxelMorphHalf(RegistrationNetwork):
     """Strided levels down, nearest-neighbour levels up to half resolution with skips; the flow is linear in between.
 
-    That registration fields need no more is Dalca et al.'s finding (Medical Image Analysis 2019), who predict and
-    integrate at half resolution. What is saved at full resolution, nine tenths of VoxelMorph's arithmetic, buys width
-    where it is cheap. Fully convolutional: any grid; it computes on multiples of 16.
+    That registration fields need no more is Dalca et al.'s finding (Medical Image Analysis 2019), who predict at half
+    resolution (and integrate there; in diffeomorphic form this one integrates at full resolution, as all of ours). What
+    is saved at full resolution, seven eighths of VoxelMorph's arithmetic, buys width where it is cheap. Fully
+    convolutional: any grid; it computes on multiples of 16.
 
     Attributes:
-        encoder: channels of the levels down; those up have the same ones.
+        encoder: channels of the levels down; those up have the same ones. The divisor is 2 to their number.
     """
 
     divisor = 16
@@ -35,8 +36,8 @@ class VoxelMorphHalf(RegistrationNetwork):
         super().__init__(grid, diffeomorphic)
         self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise((2, *self.encoder)))
         up = self.encoder[::-1]
-        below = (0, *up)  # the deepest level has nothing below it to be joined with
-        self.up = nn.ModuleList(ConvBlock(b + a, a) for b, a in zip(below, up, strict=False))
+        below = (0, *up[:-1])  # the deepest level has nothing below it to be joined with
+        self.up = nn.ModuleList(ConvBlock(b + a, a) for b, a in zip(below, up, strict=True))
         self.flow = Conv3d(self.encoder[0], 3, 3, padding=1)
         # A start close to the identity map, as VoxelMorph's.
         nn.init.normal_(self.flow.weight, std=1e-5)
