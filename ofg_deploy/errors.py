@@ -66,3 +66,9 @@ class Interrupted(OfgError):
     """The user stopped long work that can be continued. Code as shells give it for SIGINT."""
 
     exit_code = 130
+
+
+def check_count(option: str, value: int, least: int = 1, zero: str | None = None) -> None:
+    """Raises UsageError unless ``value`` is ``least`` or more, or 0 where that has a meaning of its own (``zero``)."""
+    if value < least and (value != 0 or zero is None):
+        raise UsageError(f"{option} {value}: give {least} or more{f', or 0 for {zero}' if zero else ''}")

@@ -92,6 +92,18 @@ class Intensity:
         return unit
 
 
+def check_voxels(grid: Shape, least: int) -> None:
+    """Raises UsageError for a network's grid with fewer voxels than ``least`` along some axis."""
+    if min(grid) < least:
+        raise UsageError(f"grid {' '.join(map(str, grid))}: this network needs at least {least} voxels along each axis")
+
+
+def check_spacing(spacing_mm: Spacing) -> None:
+    """Raises UsageError unless all are finite and above 0."""
+    if not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise UsageError(f"spacing {' '.join(f'{s:g}' for s in spacing_mm)}: finite numbers of mm above 0 are needed")
+
+
 @dataclass(frozen=True)
 class NetworkInput:
     """What a network expects to see: part of every checkpoint and of every exported model.
@@ -102,6 +114,9 @@ class NetworkInput:
         intensity: the recipe both images go through.
         init: the alignment its training pairs had before the network saw them.
         axes: anatomical directions of the grid's axes. Published networks for FreeSurfer's volumes work in ``LIA``.
+
+    Raises:
+        UsageError: values out of range or unknown.
     """
 
     shape: Shape
@@ -111,8 +126,8 @@ class NetworkInput:
     axes: str = "RAS"
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 2 or not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
-            raise UsageError(f"network grid {self.shape} at {self.spacing_mm} mm is not usable")
+        check_voxels(self.shape, 2)
+        check_spacing(self.spacing_mm)
         if self.init not in get_args(Init):
             raise UsageError(f"init {self.init!r} is unknown: use one of {', '.join(get_args(Init))}")
         try:

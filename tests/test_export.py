@@ -241,6 +241,11 @@ def test_bad_requests(
             2,
             "at least 8",
         ),
+        (
+            ["export", published, "--network", "voxelmorph", "--grid", 0, 0, 0, "-o", tmp_path / "m.onnx"],
+            2,
+            "grid 0 0 0: this network needs at least 8 voxels along each axis",
+        ),
         (["export", best, "--spacing", 1, 1, 1, "-o", tmp_path / "m.onnx"], 2, "was trained as voxelmorph on"),
         (["export", folder, "--axes", "LIA", "-o", tmp_path / "m.onnx"], 2, "--axes"),
         (["export", folder, "--network", "voxelmorph", "-o", tmp_path / "m.onnx"], 2, "bare checkpoint"),

@@ -393,7 +393,7 @@ def test_a_grid_smaller_than_the_window(tmp_path, files, run_cli, tiny_model):
 
 @pytest.mark.parametrize(
     "options", [{"optimiser": Greedy(0)}, {"smoothness": -1}, {"smoothness": np.nan}, {"folding_percent": 101},
-                {"tolerance": 1}, {"patience": 0}, {"levels": -1}, {"threads": -1}]
+                {"tolerance": 1}, {"patience": 0}, {"levels": -1}]
 )  # fmt: skip
 def test_options_out_of_range(options):
     with pytest.raises(UsageError, match="refinement"):

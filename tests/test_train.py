@@ -199,7 +199,12 @@ def test_bad_data_and_options(
     for arguments, code, words in [
         ([], 2, "give a folder"),
         ([tmp_path / "nothing"], 3, "does not exist"),
-        ([images, "--grid", 30, 6, 32], 2, "at least 8 voxels"),
+        ([images, "--grid", 30, 6, 32], 2, "grid 30 6 32: this network needs at least 8 voxels along each axis"),
+        ([images, "--spacing", 0, 1, 2.5], 2, "spacing 0 1 2.5: finite numbers of mm above 0 are needed"),
+        ([images, "--threads", -2], 2, "--threads -2: give 1 or more, or 0 for all cores"),
+        ([images, "--workers", -2], 2, "--workers -2: give 1 or more, or 0 for all cores"),
+        ([images, "--loader-workers", -2], 2, "--loader-workers -2: give 1 or more, or 0 for none"),
+        (["--resume", "--threads", -2], 2, "--threads -2: give 1 or more, or 0 for all cores"),
         ([images, "--network", "other"], 2, "unknown"),
         ([images, "--ncc-window", 4], 2, "odd"),
         ([images, "--epochs", 0], 2, "above 0"),

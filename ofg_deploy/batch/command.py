@@ -17,7 +17,7 @@ from ofg_deploy.batch.here import Executor, Here
 from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means, Outcome, Status
-from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError
+from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError, check_count
 from ofg_deploy.model_file import Contract
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.serve.runtimes import choose
@@ -50,8 +50,7 @@ class Running:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise UsageError(f"--workers {self.workers}: give 1 or more, or 0 for what suits the machine")
+        check_count("--workers", self.workers, zero="what suits the machine")
         if self.address and self.executor != "ray":
             raise UsageError("--address is a Ray cluster's: add --executor ray")
 

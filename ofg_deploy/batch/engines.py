@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import UsageError, check_count
 from ofg_deploy.field import Field
 from ofg_deploy.serve.engine import Device, Engine, Runtime, open_engine
 
@@ -68,8 +68,7 @@ class Engines:
     """
 
     def __init__(self, engines: Sequence[Engine], batch_size: int = 1) -> None:
-        if batch_size < 1:
-            raise UsageError(f"--batch-size {batch_size}: give 1 or more")
+        check_count("--batch-size", batch_size)
         if batch_size > 1 and not all(isinstance(engine, TakesSeveral) for engine in engines):
             raise UsageError(f"--batch-size {batch_size}: {engines[0].runtime} runs one pair at a time: leave it out")
         self.first = engines[0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.geometry import Shape
 from ofg_deploy.model_file import Contract, read_model
 from ofg_deploy.serve.engine_file import SUFFIX, read_record
 
@@ -46,21 +45,3 @@ def check_same_network(files: Sequence[ModelFile]) -> None:
 def _identity(contract: Contract) -> tuple[object, ...]:
     diffeomorphic = bool(contract.training.get("diffeomorphic", False))
     return contract.network, diffeomorphic, contract.expects.shape, contract.sizes, contract.outputs
-
-
-def grid_of(file: ModelFile, asked: Shape | None) -> Shape:
-    """The grid to run on: the model's own, or the one asked for if the model takes it.
-
-    Raises:
-        UsageError: the model was exported for one size, or the size is no multiple of its divisor.
-    """
-    contract = file.contract
-    if asked is None or asked == contract.expects.shape:
-        return contract.expects.shape
-    given = "x".join(map(str, asked))
-    if contract.sizes != "multiples":
-        own = "x".join(map(str, contract.expects.shape))
-        raise UsageError(f"--grid {given}: {file.path} was exported for {own} alone; leave --grid out")
-    if any(n < 1 or n % contract.divisor for n in asked):
-        raise UsageError(f"--grid {given}: {file.path} takes multiples of {contract.divisor} along every axis")
-    return asked

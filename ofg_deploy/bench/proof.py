@@ -11,10 +11,10 @@ from typing import Any
 
 from ofg_deploy import __version__
 from ofg_deploy.bench.candidate import Candidate
-from ofg_deploy.bench.models import ModelFile, check_same_network, grid_of, read_files
+from ofg_deploy.bench.models import ModelFile, check_same_network, read_files
 from ofg_deploy.bench.timing import Latency, interleaved, latency
 from ofg_deploy.bench.worker import Worker
-from ofg_deploy.errors import ParityError, UsageError
+from ofg_deploy.errors import ParityError, UsageError, check_count
 from ofg_deploy.geometry import Shape
 
 MAX_MODELS = 2
@@ -41,8 +41,7 @@ class ProofOptions:
 
     def __post_init__(self) -> None:
         check_repeats(self.repeats, self.threads)
-        if self.guidance_steps < 1:
-            raise UsageError(f"--guidance-steps {self.guidance_steps}: give 1 or more")
+        check_count("--guidance-steps", self.guidance_steps)
 
 
 def turns(models: int, repeats: int) -> int:
@@ -52,10 +51,8 @@ def turns(models: int, repeats: int) -> int:
 
 def check_repeats(repeats: int, threads: int) -> None:
     """Raises UsageError where there is no median, or no number of threads."""
-    if repeats < 2:
-        raise UsageError(f"--repeats {repeats}: give 2 or more")
-    if threads < 0:
-        raise UsageError(f"--threads {threads}: give 1 or more, or 0 for all cores")
+    check_count("--repeats", repeats, least=2)
+    check_count("--threads", threads, zero="all cores")
 
 
 def prove(paths: Sequence[Path], options: ProofOptions, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -77,7 +74,7 @@ def prove(paths: Sequence[Path], options: ProofOptions, advance: Callable[[], No
         raise UsageError(f"{len(paths)} models: give one or two; for a table of more, add --runtimes")
     files = read_files(paths)
     _check_comparable(files)
-    grid = grid_of(files[0], options.grid)
+    grid = files[0].contract.on_grid(options.grid).shape
     graph = _graph(files, grid)
     threads = options.threads or os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from ofg_deploy import __version__
 from ofg_deploy.bench.candidate import Candidate
-from ofg_deploy.bench.models import check_same_network, grid_of, read_files
+from ofg_deploy.bench.models import check_same_network, read_files
 from ofg_deploy.bench.pairs import BenchPairs, find_bench_pairs
 from ofg_deploy.bench.plan import TableOptions, by_kind, candidate_of, filled_in, reference_of
 from ofg_deploy.bench.timing import interleaved, latency
@@ -49,7 +49,7 @@ def measure_table(
     files = read_files(paths)
     check_same_network(files)
     kinds = by_kind(files)
-    grid = grid_of(files[0], options.grid)
+    grid = files[0].contract.on_grid(options.grid).shape
     options = filled_in(options, files)
     with tempfile.TemporaryDirectory() as scratch:
         expects = replace(files[0].contract.expects, shape=grid)

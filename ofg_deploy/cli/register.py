@@ -124,10 +124,12 @@ def register(
     from ofg_deploy.nifti_file import MAX_VOXELS
     from ofg_deploy.report.command import Quality
     from ofg_deploy.report.limits import Limits
+    from ofg_deploy.serve.engine import check_threads
     from ofg_deploy.serve.job import Job, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: batch systems end their jobs with it
+    check_threads(threads)
     make = partial(
         Job,
         init=parse_init(init),

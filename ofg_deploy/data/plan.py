@@ -14,6 +14,7 @@ import numpy as np
 from ofg_deploy.data.description import Plan
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
+from ofg_deploy.preprocess import check_spacing
 
 DIVISOR = 16  # of the default network; training rounds up for one that needs more
 # Of one training step (network, inner optimiser, gradients) for each voxel of the grid. Measured for voxelmorph: 960 at
@@ -37,7 +38,12 @@ def plan_grid(grids: Sequence[Grid], divisor: int, spacing: Spacing | None, axes
     """The given or median spacing, and the smallest multiple of ``divisor`` that holds the largest extent of each axis.
 
     All in the order of ``axes``, along which the network's grid is laid out.
+
+    Raises:
+        UsageError: a spacing that is none.
     """
+    if spacing is not None:
+        check_spacing(spacing)
     turned = [canonical(g, axes) for g in grids]
     step = np.round(np.median([g.spacing_mm for g in turned], axis=0), 3) if spacing is None else np.array(spacing)
     extent = np.max([np.array(g.shape) * g.spacing_mm for g in turned], axis=0)

@@ -70,11 +70,13 @@ def _published(path: Path, bare: BareOptions) -> tuple[str, NetworkInput]:
     """Given options win over the recipe's, as in training, and those over the defaults."""
     if bare.network is None or (bare.grid is None and bare.recipe is None):
         raise UsageError(f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z or --recipe")
+    architecture = network_class(bare.network)
     options = Options(bare.grid, bare.spacing_mm, bare.intensity, bare.init, axes=bare.axes)
     if recipe := find_recipe(bare.recipe):
-        options = resolve(options, recipe, None, network_class(bare.network).divisor)
+        options = resolve(options, recipe, None, architecture.divisor)
     if options.grid is None:
         raise UsageError("--spacing is not the recipe's: give the --grid that belongs to it")
+    architecture.check_grid(options.grid)
     default = NetworkInput(options.grid, (1.0, 1.0, 1.0), Intensity("minmax"), "affine")
     return bare.network, _fill(options, default)
 

@@ -82,11 +82,12 @@ def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInpu
     """What a network trained on ``expects`` expects on another grid of the same spacing; None keeps its own.
 
     Raises:
-        UsageError: its weights belong to the places of the grid it was trained on.
+        UsageError: too small, or its weights belong to the places of the grid it was trained on.
     """
     architecture = network_class(name)
     if grid is None:
         return expects
+    architecture.check_grid(grid)
     if architecture.weights_know_grid and architecture.padded_grid(grid) != architecture.padded_grid(expects.shape):
         given, own = (" ".join(map(str, shape)) for shape in (grid, expects.shape))
         raise UsageError(f"--grid {given}: {name} has learned the places of its grid {own}, train it on the new grid")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ofg_deploy.errors import DeviceError, UsageError
+from ofg_deploy.errors import DeviceError, UsageError, check_count
 from ofg_deploy.serve.cuda import present_gpu
 from ofg_deploy.serve.tensorrt import NAMES, TensorRT, find_module, installed
 
@@ -38,8 +38,7 @@ class BuildOptions:
                 raise UsageError(f"--target {target!r}: give compute capabilities as in sm86,sm89,sm120")
         if len(set(self.targets)) != len(self.targets):
             raise UsageError(f"--target {','.join(self.targets)} names one twice")
-        if self.max_batch < 1:
-            raise UsageError(f"--max-batch {self.max_batch} must be 1 or more")
+        check_count("--max-batch", self.max_batch)
 
 
 @dataclass(frozen=True)

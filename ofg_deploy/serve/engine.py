@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import InputError, UsageError, check_count
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import Contract
 
@@ -39,6 +39,11 @@ class Engine(Protocol):
         ...
 
 
+def check_threads(threads: int) -> None:
+    """Raises UsageError for a negative number, which a runtime would take for its default in silence."""
+    check_count("--threads", threads, zero="the runtime's choice")
+
+
 def open_engine(
     path: Path,
     device: Device = "auto",
@@ -59,11 +64,9 @@ def open_engine(
 
     Raises:
         InputError: not a model of ours. DeviceError: the device or runtime is not there as asked.
-        UsageError: a runtime that does not read such files, or a negative number of threads, which a runtime would
-            take for its default in silence.
+        UsageError: a runtime that does not read such files, or a negative number of threads.
     """
-    if threads < 0:
-        raise UsageError(f"--threads {threads}: give 1 or more, or 0 for the runtime's choice")
+    check_threads(threads)
     if path.suffix not in (".engine", ".onnx"):
         raise InputError(f"{path} is not an .onnx model or an .engine: make one with ofg export")
     if runtime == "auto":

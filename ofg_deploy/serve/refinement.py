@@ -19,6 +19,7 @@ from ofg_deploy.geometry import Shape
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Descent, Greedy
+from ofg_deploy.serve.engine import check_threads
 
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {
@@ -58,10 +59,11 @@ class Refinement:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimiser.steps < 1 or self.patience < 1 or min(self.levels, self.threads) < 0:
+        check_threads(self.threads)
+        if self.optimiser.steps < 1 or self.patience < 1 or self.levels < 0:
             raise UsageError(
-                f"refinement by {self.optimiser.steps} steps, patience {self.patience}, {self.levels} coarse levels, "
-                f"{self.threads} threads: at least one step and a patience of one are needed, and nothing negative"
+                f"refinement by {self.optimiser.steps} steps, patience {self.patience}, {self.levels} coarse levels: "
+                "at least one step and a patience of one are needed, and no negative number of levels"
             )
         if not (0 <= self.smoothness < np.inf and 0 <= self.folding_percent <= 100 and 0 <= self.tolerance < 1):
             raise UsageError(

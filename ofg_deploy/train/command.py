@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofg_deploy.errors import InputError, Interrupted, UsageError
+from ofg_deploy.errors import InputError, Interrupted, UsageError, check_count
 from ofg_deploy.preprocess import Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.config import TrainConfig
@@ -53,8 +53,8 @@ def find(data: Path | None, out: Path, labels: Path | None, pairs: int | None, s
     """
     if data is None:
         raise UsageError("give a folder of images, a data set or a list of pairs, or --resume to continue a run")
-    if pairs is not None and pairs < 1:
-        raise UsageError(f"--pairs {pairs} must be at least 1")
+    if pairs is not None:
+        check_count("--pairs", pairs)
     if Run(out).config.exists():
         raise InputError(f"{out} holds a run already: add --resume to continue it or choose another folder")
     found, left_out = check_pairs(find_pairs(data, labels, pairs, seed), skip_bad)
@@ -107,8 +107,9 @@ class Resources:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.workers, self.loader_workers or 0) < 0:
-            raise UsageError("--threads, --workers and --loader-workers must not be negative")
+        check_count("--threads", self.threads, zero="all cores")
+        check_count("--workers", self.workers, zero="all cores")
+        check_count("--loader-workers", self.loader_workers or 0, zero="none")
 
 
 def start(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
+from ofg_deploy.preprocess import check_voxels
 from ofg_deploy.train.networks.velocity import Sampler, VelocityIntegration
 
 
@@ -101,8 +102,7 @@ class RegistrationNetwork(nn.Module):
     @classmethod
     def check_grid(cls, grid: Shape) -> None:
         """Raises UsageError if the grid is too small."""
-        if min(grid) < cls.minimum:
-            raise UsageError(f"grid {grid} is too small: this network needs at least {cls.minimum} voxels per axis")
+        check_voxels(grid, cls.minimum)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 2, *padded), channels moving and fixed -> (N, 3, *padded) voxels. What an architecture implements."""

@@ -222,9 +222,8 @@ class ViTVNet(RegistrationNetwork):
         super().check_grid(grid)
         if max(grid) <= cls.divisor:
             # One token alone has no batch statistics to normalise by.
-            raise UsageError(
-                f"grid {grid} is too small: ViT-V-Net needs more than {cls.divisor} voxels along some axis"
-            )
+            given = " ".join(map(str, grid))
+            raise UsageError(f"grid {given}: ViT-V-Net needs more than {cls.divisor} voxels along some axis")
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         tokens, features = self.transformer(images)
