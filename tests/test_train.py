@@ -33,9 +33,13 @@ from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.recipes import split_recipes
+<<<<<<< HEAD
 from ofg_deploy.train.run import EpochRecord, breakdown
 from ofg_deploy.train.steady_adam import SteadyAdam
 from ofg_deploy.train.validation import Scores
+=======
+from ofg_deploy.train.run import Run
+>>>>>>> f0a5dfd (A configuration edited by hand is refused by field, with what it holds and what is expected)
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +317,48 @@ def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path
         run.config.write_text(json.dumps({**record, **damage}))
         with pytest.raises(InputError, match=r"config\.json is damaged"):
             run.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", "3", 'epochs holds "3", expected is a whole number'),
+        ("epochs", 3.0, "epochs holds 3.0, expected is a whole number"),
+        ("epochs", True, "epochs holds true, expected is a whole number"),
+        ("epochs", None, "epochs holds null, expected is a whole number"),
+        ("epochs", -3, "--epochs -3 must be above 0"),
+        ("steps_per_epoch", "3", 'steps_per_epoch holds "3", expected is a whole number or null'),
+        ("lr", None, "lr holds null, expected is a number"),
+        ("lr", False, "lr holds false, expected is a number"),
+        ("smoothness", [1], "smoothness holds [1], expected is a number or null"),
+        ("flip", "no", 'flip holds "no", expected is true or false'),
+        ("flip", 0, "flip holds 0, expected is true or false"),
+        ("network", ["voxelmorph"], 'network holds ["voxelmorph"], expected is a text'),
+        ("guidance", 1, "--guidance 1 is unknown: use ofg or none"),
+        ("expects", {"shape": "large"}, "networkinput with other entries"),
+    ],
+)
+def test_a_configuration_edited_by_hand(
+    subjects: tuple[Path, Path],
+    tmp_path: Path,
+    run_cli: Callable[[list[object]], tuple[int, str, str]],
+    name: str,
+    value: object,
+    said: str,
+) -> None:
+    run = Run(tmp_path / "run")
+    run.start(tiny_config(), find_tiny_pairs(*subjects), tmp_path / "cache", [], [])
+    record = json.loads(run.config.read_text())
+    record["config"] |= {"lr": 1, "smoothness": 2, "steps_per_epoch": None}
+    run.config.write_text(json.dumps(record))
+    assert run.read()[0] == tiny_config(lr=1.0, smoothness=2.0, steps_per_epoch=None)
+    record["config"][name] = value
+    run.config.write_text(json.dumps(record))
+    code, _, err = run_cli(["train", "-o", run.folder, "--resume"])
+    assert (code, err.count("\n")) == (3, 1), err
+    assert str(run.config) in err
+    assert said in err
+    assert list(run.folder.iterdir()) == [run.config]
 
 
 def test_labels_that_are_not_there_are_no_dice_of_zero(subjects: tuple[Path, Path]) -> None:
