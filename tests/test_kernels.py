@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import numba
 import numpy as np
@@ -23,6 +25,7 @@ from ofg_deploy.kernels.gaussian import smooth
 from ofg_deploy.kernels.local_ncc import loss_and_gradient
 from ofg_deploy.kernels.refine import Adam, Greedy
 from ofg_deploy.kernels.warp import warp
+from ofg_deploy.train import greedy
 
 SHAPE = (35, 14, 19)  # more than two slabs along the first axis, the last one short
 
@@ -265,10 +268,28 @@ def test_bad_input_is_named() -> None:
             replace(options, window=4)
     with pytest.raises(UsageError, match="smoothness"):
         Adam(smoothness=-1)
-    for name in ("step", "limit", "gradient_sigma", "field_sigma", "structure"):
-        for value in (-1.0, np.nan, 0.0)[: 3 if name in ("step", "limit") else 2]:
-            with pytest.raises(UsageError, match=f"{name} {value}"):
+    sigma = (-1, np.nan, 1e9)
+    for name, values in {
+        "step": (0, 1e-35, *sigma),
+        "limit": (0, 1e-35, -1, np.nan),
+        "gradient_sigma": sigma,
+        "field_sigma": sigma,
+        "structure": sigma,
+    }.items():
+        for value in values:
+            with pytest.raises(UsageError, match=re.escape(f"{name} {value:g}: give ")):
                 Greedy(**{name: value})
+
+
+@pytest.mark.parametrize("extremes", list(product((1e-6, 100), (0.01, np.inf), (0, 100), (0, 100))))
+def test_greedy_stays_finite_as_far_as_its_options_go(extremes: tuple[float, ...]) -> None:
+    shape = (9, 11, 8)
+    images, zero = [random_image(seed, shape=shape) for seed in (22, 23)], np.zeros((3, *shape), np.float32)
+    options = Greedy(3, *extremes)
+    in_torch = greedy.refine(options, torch.from_numpy(zero)[None], *(torch.from_numpy(i)[None, None] for i in images))
+    for found in (options.refine(zero, *images), in_torch[0].numpy()):
+        longest = np.linalg.norm(found.astype(np.float64), axis=0).max()
+        assert 0 < longest <= 3 * options.step * (1 + 1e-5)
 
 
 def test_without_a_folder_for_compiled_code_it_says_so_and_works() -> None:

@@ -20,6 +20,24 @@ from ofg_deploy.kernels.buffers import Buffers
 Field = npt.NDArray[np.float32]
 Image = npt.NDArray[np.float32]
 
+# Of the options of ``Greedy``. Beyond them float32 gives out or a step takes for ever, long after there was any sense:
+# at a hundredth of the mean length nearly all vectors are shortened, and 100 voxels are wider than what is registered.
+BOUNDS = {
+    "step": (1e-6, 100.0),
+    "limit": (0.01, math.inf),
+    "gradient_sigma": (0.0, 100.0),
+    "field_sigma": (0.0, 100.0),
+    "structure": (0.0, 1.0),
+}
+
+
+def check_bound(name: str, value: float, called: str) -> None:
+    """Raises UsageError for an option of ``Greedy`` out of ``BOUNDS``; ``called`` is what the user knows it by."""
+    least, most = BOUNDS[name]
+    if not least <= value <= most:  # NaN is nowhere
+        wanted = f"{least:g} or more" if math.isinf(most) else f"a number from {least:g} to {most:g}"
+        raise UsageError(f"{called} {value:g}: give {wanted}")
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -92,6 +110,9 @@ class Greedy:
         window: odd edge length of the NCC's cube, in voxels.
         structure: standard deviation, in intensities of 0..1, below which in both images a window counts as empty.
             Correlation has no scale: without this, the noise of the background is registered as eagerly as anatomy.
+
+    Raises:
+        UsageError: a value out of ``BOUNDS``, a negative number of steps or an even window.
     """
 
     steps: int = 20
@@ -104,12 +125,8 @@ class Greedy:
 
     def __post_init__(self) -> None:
         _check_steps_and_window(self.steps, self.window)
-        positive, others = (self.step, self.limit), (self.gradient_sigma, self.field_sigma, self.structure)
-        if not (all(value > 0 for value in positive) and all(value >= 0 for value in others)):  # NaN is neither
-            raise UsageError(
-                f"step {self.step} and limit {self.limit} must be positive; gradient_sigma {self.gradient_sigma}, "
-                f"field_sigma {self.field_sigma} and structure {self.structure} not negative"
-            )
+        for name in BOUNDS:
+            check_bound(name, getattr(self, name), name)
 
     def refine(
         self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None

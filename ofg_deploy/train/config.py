@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.kernels.refine import Greedy
+from ofg_deploy.kernels.refine import Greedy, check_bound
 from ofg_deploy.model_file import read_network_input
 from ofg_deploy.preprocess import NetworkInput
 
@@ -26,12 +26,15 @@ CHOICES = {
 }
 
 DEFAULT_OPTIMISER: Optimiser = "greedy"
+_GREEDY_NAMES = {
+    "guidance_step_voxels": "step",
+    "guidance_step_limit": "limit",
+    "guidance_gradient_sigma": "gradient_sigma",
+    "guidance_field_sigma": "field_sigma",
+}
 # Guidance and --refine step alike.
 _STEP_OPTIONS: dict[str, Any] = {
-    "guidance_step_voxels": Greedy.step,
-    "guidance_step_limit": Greedy.limit,
-    "guidance_gradient_sigma": Greedy.gradient_sigma,
-    "guidance_field_sigma": Greedy.field_sigma,
+    **{option: getattr(Greedy, name) for option, name in _GREEDY_NAMES.items()},
     "guidance_sobolev": 10.0,
     "guidance_similarity": 0.0,
     "ncc_window": Greedy.window,
@@ -187,8 +190,6 @@ class TrainConfig:
             "--guidance-steps": self.guidance_steps,
             "--guidance-coarse-steps": self.guidance_coarse_steps,
             "--guidance-lr": self.guidance_lr,
-            "--guidance-step-voxels": self.guidance_step_voxels,
-            "--guidance-step-limit": self.guidance_step_limit,
             "--lr": self.lr,
             "--epochs": self.epochs,
             "--steps-per-epoch": 1 if self.steps_per_epoch is None else self.steps_per_epoch,
@@ -221,6 +222,8 @@ class TrainConfig:
             raise UsageError(f"--guidance-start {self.guidance_start} is a share of the epochs: at least 0, below 1")
         if self.guidance_levels < 2:
             raise UsageError(f"--guidance-levels {self.guidance_levels} must be at least 2: one level is greedy")
+        for option, name in _GREEDY_NAMES.items():
+            check_bound(name, getattr(self, option), f"--{option.replace('_', '-')}")
 
     def guided(self, epoch: int) -> bool:
         """Whether there is guidance in an epoch counted from 0; there always is in the last one."""
