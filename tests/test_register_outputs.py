@@ -158,6 +158,22 @@ def test_a_network_gone_wrong_writes_nothing(tmp_path, files, tiny_model):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("extra", [[], ["--refine", 2, "--threads", 1], ["--inverse"]])
+@pytest.mark.parametrize("far_vox", [3e5, 3e38])
+def test_a_network_that_leads_further_than_a_kilometre(tmp_path, files, tiny_model, run_cli, extra, far_vox):
+    fixed, moving, *_ = files
+    field = np.zeros((3, 14, 18, 16))
+    field[1, 4:9, 5:9, 6:9] = far_vox  # times 3.9 mm
+    out = tmp_path / "out"
+    line = ["register", fixed, moving, "-m", tiny_model(field=field).path, "-o", out, "--runtime", "onnxruntime"]
+    code, _, err = run_cli([*line, *extra])
+    assert (code, err.count("\n")) == (3, 1), err
+    assert f"the field of this tiny model for {fixed} and {moving} has " in err
+    assert "longer than 1e+06 mm" in err
+    assert ".partial" not in err
+    assert not out.exists()
+
+
 def test_a_header_left_open_is_told_in_the_sidecar(tmp_path, files, engine):
     fixed, moving, _, _ = files
     image = nib.load(moving)

@@ -27,7 +27,7 @@ from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
-from ofg_deploy.transform.maps import FieldMap
+from ofg_deploy.transform.maps import FieldMap, field_map
 
 Align = Callable[[Start, Volume, Volume], Matrix]  # a start, fixed, moving -> (4, 4) moving_from_fixed
 
@@ -70,7 +70,8 @@ def register(job: Job, engine: Engine) -> Result:
     intensities are interpolated once.
 
     Raises:
-        InputError, GeometryError: input that cannot be used, or outputs that exist; nothing is written then.
+        InputError, GeometryError: input that cannot be used, a field that leads further than a kilometre, or outputs
+            that exist; nothing is written then.
         ParityError: a transform that reads back as another one; nothing is written then.
         UsageError: a grid too small to refine on, or one the model does not take.
     """
@@ -131,7 +132,8 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
     with clock("transform"):
         field_vox = refined.field if refined else network_vox
         displacement = total_displacement_mm(field_vox, pair.grid, fixed.grid, pair.moving_from_fixed)
-        forward = FieldMap(displacement, fixed.grid)
+        source = f"the field of this {engine.contract.network} model for {job.fixed} and {job.moving}"
+        forward = field_map(displacement, fixed.grid, source)
     with clock("warp"):
         warped = warp(moving.data, moving.grid, fixed.grid, displacement, fill=job.fill)
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)

@@ -68,8 +68,11 @@ class FieldMap:
         return np.where(inside, displacement, 0.0), inside
 
 
-def field_map(field: Field, domain: Grid, path: Path, warnings: tuple[str, ...] = ()) -> FieldMap:
-    """What a file held, (3, X, Y, Z) RAS mm on ``domain``, and what its header left open.
+def field_map(field: Field, domain: Grid, source: Path | str, warnings: tuple[str, ...] = ()) -> FieldMap:
+    """What a file held or a model found, (3, X, Y, Z) RAS mm on ``domain``, and what a header left open.
+
+    Args:
+        source: what a user knows it by.
 
     Raises:
         InputError: components that are not finite, or lead further than a scan can lie: beyond, float32 and the index
@@ -77,7 +80,7 @@ def field_map(field: Field, domain: Grid, path: Path, warnings: tuple[str, ...] 
     """
     if not (field.min() >= -FARTHEST_MM and field.max() <= FARTHEST_MM):  # False for NaN
         bad = int(field.size - np.count_nonzero(np.abs(field) <= FARTHEST_MM))
-        raise InputError(f"{path} has {bad} components that are NaN, infinite or longer than {FARTHEST_MM:g} mm")
+        raise InputError(f"{source} has {bad} components that are NaN, infinite or longer than {FARTHEST_MM:g} mm")
     return FieldMap(field, domain, warnings)
 
 
