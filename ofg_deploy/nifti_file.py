@@ -132,7 +132,7 @@ def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1) ->
         limit = f"{max_voxels}{f' of {components} numbers' if components > 1 else ''}"
         raise InputError(
             f"{path} has {'x'.join(map(str, shape))} voxels, more than --max-voxels {limit}: is the header "
-            "damaged? If not, raise the limit (ofg register, ofg apply, ofg check)"
+            "damaged? If not, raise the limit (ofg register, apply, check, eval)"
         )
     offset = _offset(path, stored, header.sizeof_hdr + 4 if head == body else 0)
     _check_size(body, offset, math.prod(shape) * on_disk.itemsize)

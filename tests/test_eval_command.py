@@ -204,3 +204,25 @@ def test_a_folder_of_register_gives_the_figures_of_its_sidecars(
     again = json.loads((tmp_path / "both/results.json").read_text())["pairs"]
     assert [p["labels"] for p in again] == [3, 3]
     assert again[1]["dice"] == there["dice"]
+
+
+@pytest.mark.parametrize("large", ["fixed_labels", "moving_labels", "transform", "fixed"])
+def test_max_voxels(tmp_path, make_grid, write_nifti, run_cli, large):
+    """The largest of the files has 24 x 20 x 10 voxels, every other one fewer."""
+    big, small = make_grid("RAS", (24, 20, 10), (2, 2, 2)), make_grid("RAS", (20, 18, 8), (2, 2, 2))
+    grids = {role: big if role == large else small for role in ("fixed_labels", "moving_labels", "fixed", "transform")}
+    row = {role: f"{role}.nii.gz" for role in grids}
+    for role, grid in grids.items():
+        labels = np.arange(np.prod(grid.shape), dtype=np.int16).reshape(grid.shape) % 3
+        write_nifti(tmp_path / row[role], labels, grid.world_from_vox)
+    write_field(tmp_path / row["transform"], grids["transform"])
+    if large == "fixed":  # read for its grid alone, where the transform has none
+        row["transform"] = "identity"
+    out = tmp_path / "out"
+    line = ["eval", write_list(tmp_path / "pairs.csv", [row]), "-o", out, "--max-voxels"]
+    code, _, err = run_cli([*line, 4799])
+    assert (code, err.count("\n")) == (6, 1), err
+    assert f"{large}.nii.gz has 24x20x10" in err
+    assert "more than --max-voxels 4799" in err
+    assert run_cli([*line, 0])[0] == 2
+    assert run_cli([*line, 4800, "--overwrite"])[0] == 0

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ofg_deploy.cli.app import Overwrite, PointsFrameOption, app
+from ofg_deploy.cli.app import MaxVoxels, Overwrite, PointsFrameOption, app
 
 
 @app.command(name="eval")
@@ -28,9 +28,11 @@ def evaluate(
         Optional[Path], typer.Option(help="CSV (label, name) or JSON: evaluate these labels only, by these names.")
     ] = None,
     points_frame: PointsFrameOption = "ras",
+    max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate registrations: Dice, HD95, folding and landmark distances; CSV, JSON and a box plot."""
     from ofg_deploy.evaluate import command
+    from ofg_deploy.nifti_file import MAX_VOXELS
 
-    command.run(source, out, labels, label_names, points_frame, overwrite, sys.argv)
+    command.run(source, out, labels, label_names, points_frame, max_voxels or MAX_VOXELS, overwrite, sys.argv)

@@ -23,6 +23,7 @@ def run(
     labels: Path | None,
     label_names: Path | None,
     space: PointsFrame,
+    max_voxels: int,
     overwrite: bool,
     command: list[str],
 ) -> None:
@@ -45,7 +46,7 @@ def run(
         task = progress.add_task("evaluating", total=len(pairs))
         for pair in pairs:
             try:
-                done.append(evaluate(pair, names, space))
+                done.append(evaluate(pair, names, space, max_voxels))
             except OfgError as error:
                 failures.append(Failure(pair.name, " ".join(str(error).split())))
             progress.advance(task)

@@ -16,6 +16,7 @@ from ofg_deploy.evaluate.pairs import Pair
 from ofg_deploy.field import jacobian_determinant, resample, warp
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_labels, load_space
+from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.transform.dialects import load_map
 from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
@@ -46,7 +47,7 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def evaluate(pair: Pair, names: Names | None, space: PointsFrame) -> Evaluation:
+def evaluate(pair: Pair, names: Names | None, space: PointsFrame, max_voxels: int = MAX_VOXELS) -> Evaluation:
     """Dice, HD95, folding and landmark distances of one pair, as far as its files allow.
 
     Moving labels are fetched once, by nearest neighbour through the total map, on the fixed labels' own grid. Jacobian
@@ -57,6 +58,7 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame) -> Evaluation:
         pair: the files.
         names: labels to evaluate and what to call them; None for every label above 0 under its number.
         space: world of the landmark tables.
+        max_voxels: larger images, label maps and displacement fields are refused before their voxels are read.
 
     Raises:
         InputError, GeometryError: files that cannot be used or do not belong together.
@@ -65,10 +67,10 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame) -> Evaluation:
     if pair.defect:
         raise InputError(pair.defect)
     inputs = {role: _describe(path) for role, path in pair.files().items()}
-    total = load_map(pair.transform) if pair.transform else LinearMap(np.eye(4))
-    fixed = load_labels(pair.fixed_labels) if pair.fixed_labels else None
-    moving = load_labels(pair.moving_labels) if pair.moving_labels else None
-    view, open_ends = _view(pair, total, fixed)
+    total = load_map(pair.transform, max_voxels=max_voxels) if pair.transform else LinearMap(np.eye(4))
+    fixed = load_labels(pair.fixed_labels, max_voxels) if pair.fixed_labels else None
+    moving = load_labels(pair.moving_labels, max_voxels) if pair.moving_labels else None
+    view, open_ends = _view(pair, total, fixed, max_voxels)
     warnings = [line for volume in (fixed, moving) if volume for line in volume.warnings]
     warnings += [*total.warnings, *open_ends]
     numbers: Numbers = {}
@@ -96,7 +98,7 @@ def _describe(path: Path) -> dict[str, str]:
     return {"path": str(path.absolute()), "sha256": sha256_file(path)}
 
 
-def _view(pair: Pair, total: WorldMap, fixed: Volume | None) -> tuple[Grid | None, tuple[str, ...]]:
+def _view(pair: Pair, total: WorldMap, fixed: Volume | None, max_voxels: int) -> tuple[Grid | None, tuple[str, ...]]:
     """The fixed field of view: the transform's own, else that of the fixed image, else that of the fixed labels.
 
     And what the header of the image left open, where it was read.
@@ -104,7 +106,7 @@ def _view(pair: Pair, total: WorldMap, fixed: Volume | None) -> tuple[Grid | Non
     if total.domain is not None:
         return total.domain, ()
     if pair.fixed is not None:
-        grid, _, warnings = load_space(pair.fixed)
+        grid, _, warnings = load_space(pair.fixed, max_voxels)
         return grid, warnings
     return (fixed.grid if fixed else None), ()
 
