@@ -33,13 +33,9 @@ from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.recipes import split_recipes
-<<<<<<< HEAD
-from ofg_deploy.train.run import EpochRecord, breakdown
+from ofg_deploy.train.run import EpochRecord, Run, breakdown
 from ofg_deploy.train.steady_adam import SteadyAdam
 from ofg_deploy.train.validation import Scores
-=======
-from ofg_deploy.train.run import Run
->>>>>>> f0a5dfd (A configuration edited by hand is refused by field, with what it holds and what is expected)
 
 
 @pytest.fixture(scope="module")
