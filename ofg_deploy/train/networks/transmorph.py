@@ -12,6 +12,7 @@ from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 from ofg_deploy.train.networks.swin import SwinTransformer, WindowAttention
+from ofg_deploy.train.networks.up import Up
 
 FULL_RESOLUTION = 16  # channels of the last decoder level and of the convolution that feeds it
 
@@ -48,19 +49,6 @@ class HeavyConv(Conv, HeavyBlock):
     """The same, worth recomputing."""
 
 
-class Up(HeavyBlock):
-    """Twice the resolution (trilinear), beside what skips over from the encoder, then two convolutions."""
-
-    def __init__(self, channels_in: int, skipped: int, channels_out: int) -> None:
-        super().__init__()
-        self.conv1 = Conv(channels_in + skipped, channels_out)
-        self.conv2 = Conv(channels_out, channels_out)
-
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        x = functional.interpolate(x, scale_factor=2, mode="trilinear")
-        return self.conv2(self.conv1(torch.cat([x, skip], dim=1)))
-
-
 class TransMorph(RegistrationNetwork):
     """A Swin transformer as encoder, convolutions as decoder.
 
@@ -86,11 +74,11 @@ class TransMorph(RegistrationNetwork):
         super().__init__(grid, diffeomorphic)
         c = self.channels
         self.transformer = SwinTransformer(self.padded, c, self.depths, self.heads, self.window)
-        self.up0 = Up(8 * c, 4 * c, 4 * c)
-        self.up1 = Up(4 * c, 2 * c, 2 * c)
-        self.up2 = Up(2 * c, c, c)
-        self.up3 = Up(c, c // 2, c // 2)
-        self.up4 = Up(c // 2, FULL_RESOLUTION, FULL_RESOLUTION)
+        self.up0 = Up(Conv, 8 * c, 4 * c, 4 * c)
+        self.up1 = Up(Conv, 4 * c, 2 * c, 2 * c)
+        self.up2 = Up(Conv, 2 * c, c, c)
+        self.up3 = Up(Conv, c, c // 2, c // 2)
+        self.up4 = Up(Conv, c // 2, FULL_RESOLUTION, FULL_RESOLUTION)
         self.c1 = HeavyConv(2, c // 2)
         self.c2 = HeavyConv(2, FULL_RESOLUTION)
         self.reg_head = nn.Sequential(Conv3d(FULL_RESOLUTION, 3, 3, padding=1))

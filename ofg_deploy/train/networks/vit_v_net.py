@@ -13,6 +13,7 @@ from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
+from ofg_deploy.train.networks.up import Up
 
 ENCODER = (16, 32, 32)  # channels at full, half and quarter resolution
 REDUCTION = 4  # the transformer's patches are taken at a quarter of the resolution
@@ -164,19 +165,6 @@ class Conv(nn.Sequential):
         super().__init__(convolution, nn.BatchNorm3d(channels_out), nn.ReLU())
 
 
-class Up(HeavyBlock):
-    """Twice the resolution (trilinear), beside what skips over from the encoder, then two convolutions."""
-
-    def __init__(self, channels_in: int, skipped: int, channels_out: int) -> None:
-        super().__init__()
-        self.conv1 = Conv(channels_in + skipped, channels_out)
-        self.conv2 = Conv(channels_out, channels_out)
-
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        x = functional.interpolate(x, scale_factor=2, mode="trilinear")
-        return self.conv2(self.conv1(torch.cat([x, skip], dim=1)))
-
-
 class Decoder(nn.Module):
     """Tokens on their grid (N, C, X / 32, ...) and skipped features -> (N, 16, X, Y, Z)."""
 
@@ -184,7 +172,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.conv_more = Conv(HIDDEN, BELOW)
         levels = zip(pairwise((BELOW, *DECODER)), SKIPS, strict=True)
-        self.blocks = nn.ModuleList(Up(a, skipped, b) for (a, b), skipped in levels)
+        self.blocks = nn.ModuleList(Up(Conv, a, skipped, b) for (a, b), skipped in levels)
 
     def forward(self, x: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
         x = self.conv_more(x)
