@@ -261,7 +261,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Dice and folding of the validation pairs on the way, and both of the test pairs, as trained and refined."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
     rising, folding, tested = figure.subplots(1, 3)
     floor = 1e-4  # percent: nothing folds
     refined, no_network, syn_key = next(iter(REFINERS)), list(WITHOUT_NETWORK)[-1], "test ANTsPy SyN behind our affine"
@@ -282,7 +282,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     folding.set(yscale="log", xlabel="processor time (s)", ylabel="folding (%), validation pairs; 0.0001 is none")
     tested.set(xscale="log", xlabel="folding (%), 0.0001 is none", ylabel="Dice, test pairs")
     rising.legend(fontsize=7)
-    tested.legend(fontsize=6)
+    tested.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
