@@ -16,7 +16,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
 from ofg_deploy import nifti
@@ -31,11 +30,8 @@ from ofg_deploy.train.dataset import check_pairs, find_pairs, load_cached, misfi
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
-from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.recipes import split_recipes
-from ofg_deploy.train.run import EpochRecord, Run, breakdown
-from ofg_deploy.train.steady_adam import SteadyAdam
-from ofg_deploy.train.validation import Scores
+from ofg_deploy.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -245,57 +241,6 @@ def test_bad_data_and_options(
         assert not (tmp_path / "run/config.json").exists()
 
 
-@pytest.mark.parametrize("steady", [True, False])
-def test_the_optimiser_is_the_one_asked_for(
-    subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady: bool
-) -> None:
-    used: list[type] = []
-    setup = Fabric.setup
-    monkeypatch.setattr(Fabric, "setup", lambda self, net, opt: (used.append(type(opt)), setup(self, net, opt))[1])
-    config = tiny_config(epochs=1, steady=steady)
-    run_training(tmp_path / "run", find_tiny_pairs(*subjects), config, tmp_path / "cache")
-    assert used == [SteadyAdam if steady else torch.optim.Adam]
-
-
-def test_what_breaks_down_is_a_fall_from_something() -> None:
-    def said(scores: list[float | None]) -> str | None:
-        return breakdown([EpochRecord(n, 0, 0, 0, 0, 0, None, s, None, 0) for n, s in enumerate(scores, start=1)])
-
-    for silent in ([], [None], [0.7], [0.7, None], [-0.3, -0.301], [-0.3, -0.2], [0.02, 0.009], [0.6, 0.4], [0.1, 0.6]):
-        assert said(silent) is None
-    assert "fell from 0.700 in epoch 3 to 0.200 in epoch 5" in str(said([0.6, 0.7, 0.7, None, 0.2]))
-    assert said([0.7, 0.2, 0.2]) is None, "said once"
-    assert said([0.7, 0.2, 0.2, 0.8]) is None
-    assert "fell from 0.800" in str(said([0.7, 0.2, 0.8, 0.2]))
-
-
-def test_a_training_that_breaks_down_says_so_once(
-    subjects: tuple[Path, Path],
-    tmp_path: Path,
-    run_cli: Callable[[list[object]], tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    images, labels = subjects
-    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 3, "--steps-per-epoch", 1]
-    options += ["--epochs", 6, "--guidance", "none", "--cache", tmp_path / "cache", "--workers", 1]
-    for name, given, words in (
-        ("labelled", ["--labels", labels], "validation Dice fell from 0.700 in epoch 2 to 0.300 in epoch 5: "),
-        ("images", [], "validation similarity fell from 0.800 in epoch 2 to 0.200 in epoch 5: "),
-    ):
-        values = {"labelled": [0.6, 0.7, 0.4, 0.65, 0.3, 0.2], "images": [0.5, 0.8, 0.5, 0.7, 0.2, 0.1]}[name]
-        monkeypatch.setattr(Trainer, "_validate", lambda self, v=values, n=name: _scores_of(v, self, n))
-        code, _, err = run_cli(["train", images, "-o", tmp_path / name, *given, *options])
-        assert code == 0, err
-        broke = "the training broke down; best.pt keeps epoch 2, a new run needs a lower --lr"
-        assert [line for line in err.splitlines() if "broke" in line] == [f"ofg: warning: {words}{broke}"]
-        assert load_checkpoint(tmp_path / name / "best.pt").training["epoch"] == 2
-
-
-def _scores_of(values: list[float], trainer: Trainer, name: str) -> Scores:
-    value = values[len(trainer.history)]
-    return Scores(value, 0.5, 0.0) if name == "labelled" else Scores(None, value, 0.0)
-
-
 def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     pairs = find_tiny_pairs(*subjects)
     run, _ = run_training(tmp_path / "run", pairs, tiny_config(epochs=1), tmp_path / "cache")
@@ -450,25 +395,6 @@ def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
     assert split_recipes([]) == (None, False)
     for optimiser in get_args(Optimiser):
         replace(published, **settle_guidance("ofg", optimiser, "ncc", {}))
-
-
-@pytest.mark.parametrize(
-    ("options", "steady"),
-    [([], True), (["--no-steady"], False), (["--recipe", "paper"], False), (["--recipe", "paper", "--steady"], True)],
-)
-def test_steps_are_steady_unless_the_recipe_is_published(
-    subjects: tuple[Path, Path],
-    tmp_path: Path,
-    run_cli: Callable[[list[object]], tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    steady: bool,
-) -> None:
-    started: list[TrainConfig] = []
-    monkeypatch.setattr("ofg_deploy.train.command.start", lambda out, config, *_: started.append(config))
-    code, _, err = run_cli(["train", subjects[0], "-o", tmp_path / "run", *options])
-    assert code == 0, err
-    assert [config.steady for config in started] == [steady]
 
 
 def test_usage_errors_of_the_configuration() -> None:
