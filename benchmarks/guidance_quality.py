@@ -118,7 +118,7 @@ def main() -> None:
 def section(options: argparse.Namespace) -> str:
     """Where results are kept: runs of another length, network, rate or optimiser are other results.
 
-    "Clipped" is ``SteadyAdam``; sections without it are older and had plain Adam.
+    "Clipped" is ``SteadyAdam`` (but for what is as scripted); sections without it are older and had plain Adam.
     """
     network = ", flow at half resolution" if options.network == "half" else ""
     rate = f", rate {options.lr:g}" if options.lr else ""
@@ -151,9 +151,11 @@ def train(options: argparse.Namespace, subjects: Subjects, method: str, seed: in
     config = configuration(subjects, method, seed, options.lr)
     torch.manual_seed(seed)
     network = NETWORKS[options.network](subjects.grid.shape).to(memory_format=torch.channels_last_3d).train()
-    loss = scripted_loss(config) if method.endswith(AS_SCRIPTED) else our_loss(config)
-    plain = partial(torch.optim.Adam, amsgrad=True)
-    adam = (plain if method.endswith(AS_SCRIPTED) else SteadyAdam)(network.parameters(), lr=config.lr)
+    adam: torch.optim.Optimizer
+    if method.endswith(AS_SCRIPTED):
+        loss, adam = scripted_loss(config), torch.optim.Adam(network.parameters(), lr=config.lr, amsgrad=True)
+    else:
+        loss, adam = our_loss(config), SteadyAdam(network.parameters(), lr=config.lr)
     rng, pairs, queue = np.random.default_rng(seed), subjects.pairs["training"], []
     loss(torch.zeros(1, 3, *subjects.grid.shape), batch(subjects, *pairs[0]), 0)  # compiles
     steps, spent, curve = 0, 0.0, []
