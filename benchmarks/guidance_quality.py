@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "greedy": GREEDY,
     "greedy + similarity": {**GREEDY, "guidance_similarity": 1.0},
     "greedy, no limit": {**GREEDY, "guidance_step_voxels": 1.0, "guidance_step_limit": 1e9},
+    "greedy, 3 steps": {**GREEDY, "guidance_steps": 3},
     "late published": {"guidance_start": 0.35, "lr": 3e-3},
     "unsupervised, window 9": {"guidance": "none", "lr": 3e-3},
     "published, inner lr 0.2": {"guidance_lr": 0.2, "lr": 3e-3},

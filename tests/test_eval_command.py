@@ -224,5 +224,6 @@ def test_max_voxels(tmp_path, make_grid, write_nifti, run_cli, large):
     assert (code, err.count("\n")) == (6, 1), err
     assert f"{large}.nii.gz has 24x20x10" in err
     assert "more than --max-voxels 4799" in err
-    assert run_cli([*line, 0])[0] == 2
+    code, _, err = run_cli([*line, -2])
+    assert (code, err) == (2, "ofg: error: --max-voxels -2: give 1 or more\n")
     assert run_cli([*line, 4800, "--overwrite"])[0] == 0

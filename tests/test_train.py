@@ -345,6 +345,15 @@ def test_planned_grid_holds_every_image(subjects: tuple[Path, Path]) -> None:
     assert in_lia == ((64, 32, 16), (1.0, 2.0, 2.5))
 
 
+def test_a_spacing_that_leaves_nothing_of_the_images_is_refused(subjects: tuple[Path, Path]) -> None:
+    """They have 20 to 24, 14 to 16 and 17 to 20 voxels of 2.0, 2.5 and 2.0 mm or so."""
+    pairs = find_tiny_pairs(*subjects)
+    with pytest.raises(UsageError, match=r"spacing 2 25 2 mm: of images of .* 8 along each axis"):
+        plan_grid(pairs, 16, (2.0, 25.0, 2.0))
+    shape, _ = plan_grid(pairs, 16, (2.0, 4.0, 2.0))
+    assert shape == (32, 16, 32)
+
+
 def test_cache_is_used_and_follows_content(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     pairs = find_tiny_pairs(*subjects).training
     [file] = prepare_all([pairs[0]], EXPECTS, tmp_path, 1, lambda: None)

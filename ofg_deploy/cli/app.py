@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from ofg_deploy import __version__
+from ofg_deploy.errors import check_count
 
 app = typer.Typer(
     name="ofg",
@@ -24,8 +25,17 @@ PointsFrameOption = Annotated[
     Literal["ras", "lps"], typer.Option("--points-frame", "--points-space", help="World of the tables of points.")
 ]
 DeviceOption = Literal["auto", "cpu", "cuda"]
+
+
+def _max_voxels(value: Optional[int]) -> Optional[int]:
+    if value is not None:
+        check_count("--max-voxels", value)
+    return value
+
+
 MaxVoxels = Annotated[
-    Optional[int], typer.Option(min=1, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent.")
+    Optional[int],
+    typer.Option(callback=_max_voxels, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent."),
 ]
 LimitFile = Annotated[
     Optional[Path], typer.Option("--limits", help='JSON of limits: {"folding_percent": {"warn": 0.5, "fail": 1}}.')

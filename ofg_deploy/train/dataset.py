@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -26,7 +26,7 @@ from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset,
 from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.geometry import Grid, Shape, Spacing
+from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.nifti import load_grid, load_image, load_labels
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
@@ -34,6 +34,7 @@ from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput,
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
+FEWEST = 8  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
 
@@ -174,8 +175,28 @@ def _without(
 
 
 def plan_grid(pairs: PairList, divisor: int, spacing: Spacing | None, axes: str = "RAS") -> tuple[Shape, Spacing]:
-    """The given or median spacing of the fixed images, and the smallest multiple of ``divisor`` that holds each."""
-    return plan_for([load_grid(path) for path in sorted({p.fixed for p in pairs.training})], divisor, spacing, axes)
+    """The given or median spacing of the fixed images, and the smallest multiple of ``divisor`` that holds each.
+
+    Raises:
+        UsageError: a spacing that is none, or one that leaves fewer than 8 voxels along an axis that has more.
+    """
+    grids = [load_grid(path) for path in sorted({p.fixed for p in pairs.training})]
+    shape, step = plan_for(grids, divisor, spacing, axes)
+    if spacing is not None:
+        _check_not_too_coarse([canonical(g, axes) for g in grids], step)
+    return shape, step
+
+
+def _check_not_too_coarse(grids: Sequence[Grid], spacing: Spacing) -> None:
+    voxels = np.max([g.shape for g in grids], axis=0)
+    extent = np.max([np.array(g.shape) * g.spacing_mm for g in grids], axis=0)
+    left = extent / spacing
+    if np.any(left < np.minimum(voxels, FEWEST)):
+        mm, there, told = (" ".join(f"{n:.3g}" for n in of) for of in (extent, left, spacing))
+        raise UsageError(
+            f"spacing {told} mm: of images of {mm} mm it leaves {there} voxels, {FEWEST} along each axis are needed: "
+            "give a smaller --spacing"
+        )
 
 
 def prepare_all(
