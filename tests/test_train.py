@@ -26,7 +26,16 @@ from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import dice, mean
 from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
-from ofg_deploy.train.dataset import check_pairs, find_pairs, load_cached, misfits, plan_grid, prepare_all
+from ofg_deploy.train.dataset import (
+    PairFiles,
+    PairList,
+    check_pairs,
+    find_pairs,
+    load_cached,
+    misfits,
+    plan_grid,
+    prepare_all,
+)
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
@@ -346,12 +355,18 @@ def test_planned_grid_holds_every_image(subjects: tuple[Path, Path]) -> None:
 
 
 def test_a_spacing_that_leaves_nothing_of_the_images_is_refused(subjects: tuple[Path, Path]) -> None:
-    """They have 20 to 24, 14 to 16 and 17 to 20 voxels of 2.0, 2.5 and 2.0 mm or so."""
+    """The largest have 27 x 15 x 30 voxels, 54 x 37.5 x 60 mm."""
     pairs = find_tiny_pairs(*subjects)
-    with pytest.raises(UsageError, match=r"spacing 2 25 2 mm: of images of .* 8 along each axis"):
+    with pytest.raises(UsageError, match=r"spacing 2 25 2 mm: of images of 54 37\.5 60 mm it leaves 27 1\.5 30 voxels"):
         plan_grid(pairs, 16, (2.0, 25.0, 2.0))
-    shape, _ = plan_grid(pairs, 16, (2.0, 4.0, 2.0))
-    assert shape == (32, 16, 32)
+    assert plan_grid(pairs, 16, (2.0, 9.0, 2.0))[0] == (32, 16, 32)  # 4.2 voxels
+
+
+def test_a_slab_of_few_slices_is_not_too_coarse(tmp_path: Path) -> None:
+    slab, grid = tmp_path / "slab.nii.gz", Grid((20, 24, 3), np.diag([1, 1, 5.003, 1]))
+    nifti.save_volume(slab, np.ones(grid.shape, np.float32), grid)
+    pairs = PairList((PairFiles(slab, slab),), ())
+    assert plan_grid(pairs, 16, (1.0, 1.0, 5.004))[0] == (32, 32, 16)
 
 
 def test_cache_is_used_and_follows_content(subjects: tuple[Path, Path], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput,
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
-FEWEST = 8  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
+FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
 
@@ -178,7 +178,8 @@ def plan_grid(pairs: PairList, divisor: int, spacing: Spacing | None, axes: str 
     """The given or median spacing of the fixed images, and the smallest multiple of ``divisor`` that holds each.
 
     Raises:
-        UsageError: a spacing that is none, or one that leaves fewer than 8 voxels along an axis that has more.
+        UsageError: a spacing that is none, or one that leaves fewer than 4 voxels along an axis, and fewer than half of
+            those it has.
     """
     grids = [load_grid(path) for path in sorted({p.fixed for p in pairs.training})]
     shape, step = plan_for(grids, divisor, spacing, axes)
@@ -191,7 +192,7 @@ def _check_not_too_coarse(grids: Sequence[Grid], spacing: Spacing) -> None:
     voxels = np.max([g.shape for g in grids], axis=0)
     extent = np.max([np.array(g.shape) * g.spacing_mm for g in grids], axis=0)
     left = extent / spacing
-    if np.any(left < np.minimum(voxels, FEWEST)):
+    if np.any((left < FEWEST) & (left < voxels / 2)):  # a slab may have few slices of its own
         mm, there, told = (" ".join(f"{n:.3g}" for n in of) for of in (extent, left, spacing))
         raise UsageError(
             f"spacing {told} mm: of images of {mm} mm it leaves {there} voxels, {FEWEST} along each axis are needed: "
