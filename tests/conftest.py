@@ -6,6 +6,7 @@ Nothing here calls the code under test except to make a model file (contract and
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 # Small volumes: more threads cost more than they save, above all beside other work. Read when torch is first loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A script's background job starts with Ctrl-C ignored, which this process and what it starts would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORLD_AXES = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
