@@ -101,7 +101,7 @@ def test_chains_are_those_of_ants_apply_transforms(scene, run_cli, foreign, name
 
 
 def test_bspline_is_simpleitks(scene, run_cli, sitk_resample):
-    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine, interpolation="bspline"))[0] == 0
+    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine, interpolation="bspline", fill=0))[0] == 0
     field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(scene.warp), sitk.sitkVectorFloat64))
     chain = sitk.CompositeTransform([sitk.ReadTransform(str(scene.affine)), field])
     image = sitk.ReadImage(str(scene.moving), sitk.sitkFloat64)
