@@ -16,6 +16,7 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, corner_voxels, shear_vox, squared, transform_points
 from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
 from ofg_deploy.nifti_write import write
+from ofg_deploy.readers import conflict_said
 
 FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is damaged, and float32 loses the voxels
 SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
@@ -76,7 +77,8 @@ def check_finite(data: npt.NDArray[Any], path: Path) -> None:
     """Raises InputError for NaN or infinite voxels."""
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
-        raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them first (ofg check {path} --fix DIR)")
+        line = f"ofg check {path} --nan VALUE --fix DIR"
+        raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them first: {line}")
 
 
 def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -283,7 +285,7 @@ def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     units = int(nifti.header["xyzt_units"]) % 8
     if units not in (0, 2):  # unset means mm to every tool
         named = {1: "metres", 3: "microns"}.get(units, f"an unknown unit (code {units})")
-        raise GeometryError(f"{path} gives its geometry in {named}: rewrite the header in mm (ofg check --fix)")
+        raise GeometryError(f"{path} gives its geometry in {named}: rewrite the header in mm: ofg check {path}")
     found = orientations(nifti)
     affine, code = (found.qform, found.qform_code) if found.sform is None else (found.sform, found.sform_code)
     if affine is None:
@@ -296,8 +298,8 @@ def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     grid = grid_of(path, nifti.shape, affine)
     warnings = nifti.repairs
     if not (gap := found.gap_mm(grid.shape)) <= CONFLICT_MM:  # a NaN in the qform disagrees too
-        said = f"{path.name}: sform and qform disagree by up to {gap:.2f} mm; the sform is used"
-        warnings = (*warnings, said)
+        said = conflict_said(found.sform_code, found.qform_code, gap)
+        warnings = (*warnings, f"{path.name}: {said}. A copy on which all agree: ofg check {path} --fix DIR")
     if said := shear_said(grid):
         warnings = (*warnings, f"{path.name}: {said}")
     return grid, code, warnings

@@ -36,7 +36,7 @@ MAX_OFFSET = 64 * 2**20  # bytes of header and extensions; those seen in the wil
 DEFLATE_RATIO = 1032  # no deflate stream expands further (zlib's technical notes): a promise beyond it is false
 CHUNK_BYTES = 2**20  # decoded at once: memory stays at the result and this
 
-_ENDINGS = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
+NIFTI_NAME = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
 _DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # an exception type in fact
 _MENDING = threading.Lock()
 _NAMES = "a NIfTI image (.nii or .nii.gz) is needed"
@@ -152,7 +152,7 @@ def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1, se
             ``components`` numbers each, or a file too small for what the header promises.
     """
     _check_file(path)
-    if not _ENDINGS.search(path.name):
+    if not NIFTI_NAME.search(path.name):
         raise InputError(f"{path} cannot be read as NIfTI: by its name it is another format, {_NAMES}")
     head, body = _header_and_body(path)
     with damage_is_one_line(head, "cannot be read as NIfTI (truncated or another format)"):
@@ -208,7 +208,7 @@ def _check_file(path: Path) -> None:
 
 def _header_and_body(path: Path) -> tuple[Path, Path]:
     """Both files of a pair, whichever is given; a single file twice."""
-    found = cast("re.Match[str]", _ENDINGS.search(path.name))
+    found = cast("re.Match[str]", NIFTI_NAME.search(path.name))
     if found[1].lower() == "nii":
         return path, path
     stem = path.name[: found.start()]

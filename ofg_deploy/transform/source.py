@@ -135,7 +135,7 @@ def open_source(
     if not (by or interpolation) and meant_as_labels(path, intent):
         warnings = (
             *warnings,
-            f"{path.name}: a label map by its name or intent, but with fractions: taken for an image",
+            f"{path.name}: a label map by name or intent, but with fractions: taken for an image",
         )
     time = _time(nifti) if series else None
     volumes = (lambda: _series(nifti, dtype)) if series else (lambda: iter((volume.data,)))
