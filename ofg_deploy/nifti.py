@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def check_finite(data: npt.NDArray[Any], path: Path) -> None:
     """Raises InputError for NaN or infinite voxels."""
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
-        line = f"ofg check {path} --nan VALUE --fix DIR"
+        line = f"ofg check {quote(str(path))} --nan VALUE --fix DIR"
         raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them first: {line}")
 
 
@@ -285,7 +286,9 @@ def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     units = int(nifti.header["xyzt_units"]) % 8
     if units not in (0, 2):  # unset means mm to every tool
         named = {1: "metres", 3: "microns"}.get(units, f"an unknown unit (code {units})")
-        raise GeometryError(f"{path} gives its geometry in {named}: rewrite the header in mm: ofg check {path}")
+        raise GeometryError(
+            f"{path} gives its geometry in {named}: rewrite the header in mm: ofg check {quote(str(path))}"
+        )
     found = orientations(nifti)
     affine, code = (found.qform, found.qform_code) if found.sform is None else (found.sform, found.sform_code)
     if affine is None:
@@ -299,7 +302,10 @@ def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     warnings = nifti.repairs
     if not (gap := found.gap_mm(grid.shape)) <= CONFLICT_MM:  # a NaN in the qform disagrees too
         said = conflict_said(found.sform_code, found.qform_code, gap)
-        warnings = (*warnings, f"{path.name}: {said}. A copy on which all agree: ofg check {path} --fix DIR")
+        warnings = (
+            *warnings,
+            f"{path.name}: {said}. A copy on which all agree: ofg check {quote(str(path))} --fix DIR",
+        )
     if said := shear_said(grid):
         warnings = (*warnings, f"{path.name}: {said}")
     return grid, code, warnings

@@ -88,7 +88,7 @@ def test_a_fly_s_brain_stays_a_fly_s(tmp_path, run_cli) -> None:
     path = SHARED / "micrometre_header/confocal.nii.gz"
     status, out, _ = run_cli(["check", path, "--fix", tmp_path / "guessed"])
     assert status == 3
-    assert f"ofg check {path} --unit um --fix DIR" in out.splitlines()
+    assert f"ofg check {path} --unit um --fix corrected" in out.splitlines()
     assert not (tmp_path / "guessed").exists()
     status, record = findings(run_cli, path, "--unit", "um", "--fix", tmp_path / "fixed")
     assert status == 0

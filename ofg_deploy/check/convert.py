@@ -23,8 +23,8 @@ def load(path: Path) -> str:
 
 
 def check_line(path: Path, *options: str) -> str:
-    """``ofg check`` on the file, writing a corrected copy."""
-    return " ".join(["ofg check", shlex.quote(str(path)), *options, "--fix DIR"])
+    """``ofg check`` on the file, writing a corrected copy into a new folder."""
+    return " ".join(["ofg check", shlex.quote(str(path)), *options, "--fix corrected"])
 
 
 def conversion_line(path: Path) -> str:

@@ -62,7 +62,7 @@ def look(nifti: NiftiFile, unit: Unit | None = None) -> Header:
         scale, units = _units(nifti, affine, unit)
         findings += units
         grid = grid_of(nifti.path, shape, np.diag([scale, scale, scale, 1.0]) @ affine)
-        findings += _geometry(nifti, grid)
+        findings += _geometry(nifti, grid, not (units or unit))
     slope = abs(float(nifti.header["scl_slope"]))
     if slope and np.isfinite(slope) and not SLOPES[0] <= slope <= SLOPES[1]:
         findings.append(
@@ -183,7 +183,8 @@ def _with_unit(nifti: NiftiFile, unit: Unit) -> str:
     return check_line(nifti.path, f"--unit {unit}")
 
 
-def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
+def _geometry(nifti: NiftiFile, grid: Grid, doubtful: bool) -> list[Finding]:
+    """Of a grid in mm; ``doubtful``: nobody but the header has said that they are mm."""
     findings = []
     spacing = np.array(grid.spacing_mm)
     directions = grid.world_from_vox[:3, :3] / spacing
@@ -203,8 +204,12 @@ def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
     longest = _longest_mm(grid)
     if not PLAUSIBLE_MM[0] <= longest <= PLAUSIBLE_MM[1]:
         text = f"the field of view is {longest:.4g} mm long"
-        ask = "compare voxel size and unit with the scanner's; where the unit is wrong, say the right one: um, mm or m"
-        findings.append(Finding("warning", "extent", text, ask, command=check_line(nifti.path, "--unit UNIT")))
+        ask = "compare voxel size and unit with the scanner's"
+        line = ""
+        if doubtful:
+            ask += "; where the unit is wrong, say the right one"
+            line = _with_unit(nifti, "um" if longest > PLAUSIBLE_MM[1] else "m")
+        findings.append(Finding("warning", "extent", text, ask, command=line))
     code = int(nifti.header["xyzt_units"]) % 8
     stored = nifti.pixdim[1:4]
     if code in (0, 2) and not np.allclose(stored, spacing, rtol=0.01):

@@ -31,8 +31,8 @@ def look(
     if bad := int(data.size - finite.sum()):
         text = f"{bad} of {data.size} voxels are NaN, infinite, or too large for float32"
         if nan is None:
-            ask, line = "say what belongs there: of many images the value of the background", "--nan VALUE"
-            findings.append(Finding("error", "voxels", text, ask, command=check_line(nifti.path, line)))
+            ask = "say what belongs there: 0, or what this image has for background"
+            findings.append(Finding("error", "voxels", text, ask, command=check_line(nifti.path, "--nan 0")))
         else:
             findings.append(Finding("error", "voxels", text, f"write {nan:g} there", True))
         data = np.where(finite, data, nan or 0)
