@@ -14,8 +14,12 @@ from ofg_deploy.background import Background
 from ofg_deploy.field import total_displacement_mm
 from ofg_deploy.geometry import Grid, network_grid
 from ofg_deploy.nifti import Volume
-from ofg_deploy.preprocess import Intensity, NetworkInput, prepare_pair
+from ofg_deploy.preprocess import Intensity, NetworkInput, PreparedPair, prepare_pair
+from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import measure
+from ofg_deploy.serve.refinement import Refinement
+from ofg_deploy.serve.register import _refine
+from ofg_deploy.serve.sidecar import Clock
 
 FAULTS = Path(__file__).resolve().parents[2] / "shared/faults"
 SHAPE = (40, 44, 26)
@@ -166,3 +170,22 @@ def test_the_ct_of_a_pair_measures_as_its_mr(run_cli, tmp_path, tiny_model) -> N
         numbers[kind] = record["metrics"]
     for key in ("ncc_before", "ncc_after", "mi_before", "mi_after"):
         assert numbers["ct"][key] == pytest.approx(numbers["mr"][key], abs=1e-5)
+
+
+def test_refinement_sees_a_bright_background_as_it_sees_a_dark_one(make_grid, world_image) -> None:
+    """Inverted images, white around: their local correlation is the same, so the field is, at the faces too."""
+    grid = make_grid("RAS", (18, 20, 16), (4, 4, 4))
+    unit = world_image(grid) / 1500
+    other = np.roll(unit, 1, axis=0)
+    field = np.zeros((3, *grid.shape), np.float32)
+    job = Job(Path("f.nii"), Path("m.nii"), Path("o"), refinement=Refinement.at_most(3, 1))
+    found = []
+    for pair in (
+        PreparedPair(unit, other, grid, np.eye(4), 1.0, 0.0),
+        PreparedPair(1 - unit, 1 - other, grid, np.eye(4), 1.0, 0.0, empty=(1.0, 1.0)),
+    ):
+        refined = _refine(job, field, pair, Clock())
+        assert refined is not None
+        found.append(refined.field)
+    assert np.abs(found[0]).max() > 0.2
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
