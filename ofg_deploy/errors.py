@@ -15,11 +15,18 @@ Every message is one line: what was given, what was expected, what to do.
 
 from __future__ import annotations
 
+import re
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)|(?<=\w)\(0x[0-9a-fA-F]+\)")  # <... at 0x7f1c>, ITK's Name(0x5581)
+
 
 class OfgError(Exception):
     """Root of every error this package raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return without_addresses(super().__str__())
 
 
 class UsageError(OfgError, ValueError):
@@ -66,6 +73,11 @@ class Interrupted(OfgError):
     """The user stopped long work that can be continued. Code as shells give it for SIGINT."""
 
     exit_code = 130
+
+
+def without_addresses(text: str) -> str:
+    """Without the places in memory that objects of other packages name themselves by: they help nobody."""
+    return ADDRESS.sub("", text)
 
 
 def check_count(option: str, value: int, least: int = 1, zero: str | None = None) -> None:

@@ -46,10 +46,15 @@ def resample(
     source_from_target: Matrix,
     order: int = 1,
     layout: Layout = "C",
+    fill: float = 0.0,
 ) -> npt.NDArray[Any]:
-    """``data`` on ``source`` seen on ``target`` through a world-to-world (4, 4) map, interpolated once, 0 outside."""
+    """``data`` on ``source`` seen on ``target`` through a world-to-world (4, 4) map, interpolated once.
+
+    ``fill`` is the value outside of ``data``.
+    """
+    out = np.empty(target.shape, data.dtype, layout)
     index_from_index = source.vox_from_world @ source_from_target @ target.world_from_vox
-    return _on_grid(data, index_from_index, None, np.zeros((3, 3)), np.empty(target.shape, data.dtype, layout), order)
+    return _on_grid(data, index_from_index, None, np.zeros((3, 3)), out, order, fill)
 
 
 def total_displacement_mm(field_vox: Field, network: Grid, fixed: Grid, moving_from_fixed: Matrix) -> Field:

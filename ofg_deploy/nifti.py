@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix, Shape, corner_voxels, shear_vox, squared, transform_points
 from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
 from ofg_deploy.nifti_write import write
+from ofg_deploy.readers import conflict_said
 
 FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is damaged, and float32 loses the voxels
 SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
@@ -63,15 +65,21 @@ def load_image(path: Path, max_voxels: int = MAX_VOXELS, constant: bool = False)
     """
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
-    grid, code, warnings = _affine(nifti)
+    grid, code, warnings = space_of(nifti)
     voxels, sha256 = nifti.read_hashed(np.dtype(np.float32))
     data = voxels.reshape(grid.shape, order="F")
-    if not np.isfinite(data).all():
-        bad = int(data.size - np.isfinite(data).sum())
-        raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them by 0 first (ofg check --fix)")
+    check_finite(data, path)
     if not constant and data.min() == data.max():
         raise InputError(f"{path} is constant ({data.flat[0]:g} everywhere): there is nothing to register")
     return Volume(data, grid, path, code, warnings, sha256)
+
+
+def check_finite(data: npt.NDArray[Any], path: Path) -> None:
+    """Raises InputError for NaN or infinite voxels."""
+    if not np.isfinite(data).all():
+        bad = int(data.size - np.isfinite(data).sum())
+        line = f"ofg check {quote(str(path))} --nan VALUE --fix DIR"
+        raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them first: {line}")
 
 
 def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -82,17 +90,25 @@ def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     """
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
-    grid, code, warnings = _affine(nifti)
+    grid, code, warnings = space_of(nifti)
     voxels, sha256 = nifti.read_hashed()
-    data = voxels.reshape(grid.shape, order="F")
+    return Volume(as_labels(voxels.reshape(grid.shape, order="F"), path), grid, path, code, warnings, sha256)
+
+
+def as_labels(data: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """What ``load_labels`` makes of voxels; raises as it does."""
     if data.dtype.kind == "f" and not np.array_equal(data, np.round(data)):  # also true of NaN
         raise InputError(f"{path} holds fractional values or NaN: a label map with whole numbers is needed")
-    if data.dtype.kind == "f" or data.dtype.itemsize == 8:
-        limits = np.iinfo(np.int32)
+    if (wanted := label_type(data.dtype)) != data.dtype:
+        limits = np.iinfo(wanted)
         if data.min().item() < limits.min or data.max().item() > limits.max:
             raise InputError(f"{path} has label numbers beyond 32 bits")
-        data = data.astype(np.int32)
-    return Volume(data, grid, path, code, warnings, sha256)
+    return data.astype(wanted, copy=False)
+
+
+def label_type(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which labels stored so are kept."""
+    return np.dtype(np.int32) if stored.kind == "f" or stored.itemsize == 8 else stored
 
 
 def load_grid(path: Path) -> Grid:
@@ -102,12 +118,12 @@ def load_grid(path: Path) -> Grid:
 
 def load_space(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[Grid, int, tuple[str, ...]]:
     """As ``load_grid``, with the NIfTI code of the affine and what the header left open."""
-    return _affine(open_nifti(path, max_voxels))
+    return space_of(open_nifti(path, max_voxels))
 
 
-def save_volume(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int = 1) -> None:
-    """Write (X, Y, Z) data with sform and qform both set to the grid, in mm."""
-    write(path, [data], data.shape, data.dtype, grid, space_code)
+def save_volume(path: Path, data: npt.NDArray[Any], grid: Grid, space_code: int = 1, units: str = "mm") -> None:
+    """Write (X, Y, Z) data with sform and qform both set to the grid, in mm (or a unit that nobody knows)."""
+    write(path, [data], data.shape, data.dtype, grid, space_code, units=units)
 
 
 def save_transform(path: Path, displacement_mm: npt.NDArray[np.float32], grid: Grid, space_code: int = 1) -> None:
@@ -140,8 +156,8 @@ def load_vectors(
     nifti = open_nifti(path, max_voxels, components=3)
     if nifti.shape[3:] != (3,):
         raise InputError(f"{path} has shape {nifti.shape}: a field of shape (X, Y, Z, 3) is needed")
-    _check_real(nifti)
-    grid, _, warnings = _affine(nifti)
+    check_real(nifti)
+    grid, _, warnings = space_of(nifti)
     vectors = np.moveaxis(nifti.read(np.dtype(np.float32)), -1, 0)
     return vectors, grid, int(nifti.header["intent_code"]), warnings
 
@@ -159,8 +175,8 @@ def load_transform(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[npt.NDArra
             f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
             f"{nifti.shape} with {int(nifti.header['intent_code'])}; --format names another form"
         )
-    _check_real(nifti)
-    grid, _, warnings = _affine(nifti)
+    check_real(nifti)
+    grid, _, warnings = space_of(nifti)
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
     for sign, component in zip(np.diag(LPS_FROM_RAS), lps, strict=False):
         if sign < 0:
@@ -186,10 +202,11 @@ def check_volume(nifti: NiftiFile) -> None:
         raise InputError(f"{path} has shape {shape}: one 3-D volume is needed, extract it first")
     if min(shape[:3]) < 2:
         raise InputError(f"{path} has shape {shape}: a 3-D volume is needed, every axis at least 2 voxels")
-    _check_real(nifti)
+    check_real(nifti)
 
 
-def _check_real(nifti: NiftiFile) -> None:
+def check_real(nifti: NiftiFile) -> None:
+    """Raises InputError for colours, complex and other numbers that no interpolation takes."""
     on_disk = nifti.on_disk
     if on_disk.fields is not None or on_disk.kind not in "iuf":
         raise InputError(f"{nifti.path} has voxels of type {on_disk}: one real number a voxel is needed (a component)")
@@ -263,12 +280,15 @@ def shear_said(grid: Grid) -> str:
     return f"its axes are off right angles: tools built on ITK place it up to {moved:.2f} voxel elsewhere, or refuse it"
 
 
-def _affine(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
+def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
+    """Of an open file: its grid, the NIfTI code of the affine and what the header left open. Raises GeometryError."""
     path = nifti.path
     units = int(nifti.header["xyzt_units"]) % 8
     if units not in (0, 2):  # unset means mm to every tool
         named = {1: "metres", 3: "microns"}.get(units, f"an unknown unit (code {units})")
-        raise GeometryError(f"{path} gives its geometry in {named}: rewrite the header in mm (ofg check --fix)")
+        raise GeometryError(
+            f"{path} gives its geometry in {named}: rewrite the header in mm: ofg check {quote(str(path))}"
+        )
     found = orientations(nifti)
     affine, code = (found.qform, found.qform_code) if found.sform is None else (found.sform, found.sform_code)
     if affine is None:
@@ -281,8 +301,11 @@ def _affine(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
     grid = grid_of(path, nifti.shape, affine)
     warnings = nifti.repairs
     if not (gap := found.gap_mm(grid.shape)) <= CONFLICT_MM:  # a NaN in the qform disagrees too
-        said = f"{path.name}: sform and qform disagree by up to {gap:.2f} mm; the sform is used"
-        warnings = (*warnings, said)
+        said = conflict_said(found.sform_code, found.qform_code, gap)
+        warnings = (
+            *warnings,
+            f"{path.name}: {said}. A copy on which all agree: ofg check {quote(str(path))} --fix DIR",
+        )
     if said := shear_said(grid):
         warnings = (*warnings, f"{path.name}: {said}")
     return grid, code, warnings

@@ -36,7 +36,7 @@ MAX_OFFSET = 64 * 2**20  # bytes of header and extensions; those seen in the wil
 DEFLATE_RATIO = 1032  # no deflate stream expands further (zlib's technical notes): a promise beyond it is false
 CHUNK_BYTES = 2**20  # decoded at once: memory stays at the result and this
 
-_ENDINGS = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
+NIFTI_NAME = re.compile(r"\.(nii|hdr|img)(\.gz)?$", flags=re.IGNORECASE)
 _DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # an exception type in fact
 _MENDING = threading.Lock()
 _NAMES = "a NIfTI image (.nii or .nii.gz) is needed"
@@ -83,38 +83,76 @@ class NiftiFile:
         """
         return self._read(dtype, None)
 
-    @np.errstate(all="ignore")  # what does not fit becomes infinite: callers refuse
+    def volumes(self, dtype: np.dtype[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+        """The (X, Y, Z) volumes of a series one after another, as ``read`` would have them; one is in memory at a time.
+
+        Raises:
+            InputError: as ``read``, where the damage is reached.
+        """
+        size = math.prod(self.shape[:3])
+        with self._voxels(None) as stream:
+            for number in range(math.prod(self.shape[3:])):
+                with damage_is_one_line(self.body):
+                    volume = self._next(stream, size, dtype)
+                    if number == math.prod(self.shape[3:]) - 1:
+                        self._check_end(stream)
+                yield volume.reshape(self.shape[:3], order="F")
+
+    def stored_as(self, dtype: np.dtype[Any] | None = None) -> np.dtype[Any]:
+        """Type of what ``read`` gives for this ``dtype``."""
+        scaled = apply_read_scaling(np.empty(0, self.on_disk), *_scaling(self)).dtype
+        return np.dtype(dtype or scaled.newbyteorder("="))
+
     def _read(self, dtype: np.dtype[Any] | None, digest: hashlib._Hash | None) -> npt.NDArray[Any]:
-        slope, inter = _scaling(self)
-        wanted = np.dtype(dtype or apply_read_scaling(np.empty(0, self.on_disk), slope, inter).dtype.newbyteorder("="))
-        flat = np.empty(math.prod(self.shape), wanted)
-        step = CHUNK_BYTES // self.on_disk.itemsize
-        with damage_is_one_line(self.body), _open(self.body, digest) as stream:
-            _skip(stream, self.offset)
-            for start in range(0, flat.size, step):
-                part = flat[start : start + step]
-                stored = part if (wanted, slope, inter) == (self.on_disk, 1, 0) else np.empty(part.size, self.on_disk)
-                _fill(stream, stored)
-                scaled = apply_read_scaling(stored, slope, inter)
-                part[...] = scaled.astype(np.promote_types(scaled.dtype, wanted), copy=False)
-            if stream.read(1):  # also reads to the end of a gzip stream, where its checksum is
-                raise InputError(
-                    f"{self.body} is truncated or damaged: it goes on after the {flat.size} voxels its header "
-                    "promises; convert it again from its source"
-                )
+        with damage_is_one_line(self.body), self._voxels(digest) as stream:
+            flat = self._next(stream, math.prod(self.shape), dtype)
+            self._check_end(stream)
         return flat.reshape(self.shape, order="F")
+
+    @contextmanager
+    def _voxels(self, digest: hashlib._Hash | None) -> Iterator[BinaryIO]:
+        """The body, from its first voxel on."""
+        with _open(self.body, digest) as stream:
+            with damage_is_one_line(self.body):
+                _skip(stream, self.offset)
+            yield stream
+
+    @np.errstate(all="ignore")  # what does not fit becomes infinite: callers refuse
+    def _next(self, stream: BinaryIO, size: int, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+        """The next so many voxels, scaled."""
+        slope, inter = _scaling(self)
+        wanted = self.stored_as(dtype)
+        flat = np.empty(size, wanted)
+        step = CHUNK_BYTES // self.on_disk.itemsize
+        for start in range(0, flat.size, step):
+            part = flat[start : start + step]
+            stored = part if (wanted, slope, inter) == (self.on_disk, 1, 0) else np.empty(part.size, self.on_disk)
+            _fill(stream, stored)
+            scaled = apply_read_scaling(stored, slope, inter)
+            part[...] = scaled.astype(np.promote_types(scaled.dtype, wanted), copy=False)
+        return flat
+
+    def _check_end(self, stream: BinaryIO) -> None:
+        if stream.read(1):  # also reads to the end of a gzip stream, where its checksum is
+            raise InputError(
+                f"{self.body} is truncated or damaged: it goes on after the {math.prod(self.shape)} voxels its header "
+                "promises; convert it again from its source"
+            )
 
 
 @np.errstate(all="ignore")  # a damaged number is judged as a number, and warns nobody on the way
-def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1) -> NiftiFile:
+def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1, series: bool = False) -> NiftiFile:
     """Read and check the header of ``.nii``, ``.nii.gz`` or either file of a ``.hdr``/``.img`` pair.
+
+    Args:
+        series: the limit is that of one volume: the file is read volume by volume.
 
     Raises:
         InputError: not a regular file, not NIfTI, a header no reader could trust, more than ``max_voxels`` voxels of
             ``components`` numbers each, or a file too small for what the header promises.
     """
     _check_file(path)
-    if not _ENDINGS.search(path.name):
+    if not NIFTI_NAME.search(path.name):
         raise InputError(f"{path} cannot be read as NIfTI: by its name it is another format, {_NAMES}")
     head, body = _header_and_body(path)
     with damage_is_one_line(head, "cannot be read as NIfTI (truncated or another format)"):
@@ -128,7 +166,7 @@ def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1) ->
             on_disk = header.get_data_dtype()
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} has shape {shape}: a 3-D volume is needed, every axis at least 2 voxels")
-    if math.prod(shape) > max_voxels * components:
+    if math.prod(shape[:3] if series else shape) > max_voxels * components:
         limit = f"{max_voxels}{f' of {components} numbers' if components > 1 else ''}"
         raise InputError(
             f"{path} has {'x'.join(map(str, shape))} voxels, more than --max-voxels {limit}: is the header "
@@ -170,7 +208,7 @@ def _check_file(path: Path) -> None:
 
 def _header_and_body(path: Path) -> tuple[Path, Path]:
     """Both files of a pair, whichever is given; a single file twice."""
-    found = cast("re.Match[str]", _ENDINGS.search(path.name))
+    found = cast("re.Match[str]", NIFTI_NAME.search(path.name))
     if found[1].lower() == "nii":
         return path, path
     stem = path.name[: found.start()]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ofg_deploy.background import Background
 from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.field import resample
 from ofg_deploy.geometry import (
@@ -27,6 +28,7 @@ IMAGE_BASED: tuple[Init, ...] = ("centre", "rigid", "affine")  # those in which 
 Kind = Literal["percentile", "minmax", "window", "linear"]
 
 CONTENT_OUTSIDE = 0.02  # above this share of the fixed image's content beyond the grid a warning is due
+DARK = 0.05  # after the recipe: a background that is not brighter is 0
 LITTLE_OVERLAP = 0.25  # below this share of the fixed field of view a result is written with a warning
 
 
@@ -78,6 +80,10 @@ class Intensity:
         Raises:
             InputError: the recipe leaves a constant image.
         """
+        return self.apply_with(volume, 0.0)[0]
+
+    def apply_with(self, volume: Volume, value: float) -> tuple[npt.NDArray[np.float32], float]:
+        """As ``apply``, and what the recipe makes of ``value``, an intensity of the same image."""
         from ofg_deploy.kernels.intensity import percentiles, rescale
 
         data = volume.data
@@ -86,10 +92,11 @@ class Intensity:
             low, high = float(data.min()), float(data.max())
         elif self.kind == "percentile":
             low, high = percentiles(data, (self.low, self.high))
-        unit = rescale(data, low, high, clip=self.kind != "linear") if np.float32(low) < np.float32(high) else None
+        clip = self.kind != "linear"
+        unit = rescale(data, low, high, clip) if np.float32(low) < np.float32(high) else None
         if unit is None or unit.min() == unit.max():
             raise InputError(f"{volume.path} is constant within the intensity recipe {self} ({low:g} to {high:g})")
-        return unit
+        return unit, float(rescale(np.array([value], np.float32), low, high, clip)[0])
 
 
 def check_voxels(grid: Shape, least: int) -> None:
@@ -136,6 +143,9 @@ class NetworkInput:
             raise UsageError(str(error)) from error
 
 
+UNKNOWN = Background.given(0.0)  # of a pair that is not from two images
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedPair:
     """Both images on the network's grid, and the way back.
@@ -145,7 +155,11 @@ class PreparedPair:
         grid: the network's grid in the fixed image's world.
         moving_from_fixed: (4, 4) the affine start, fixed world mm -> moving world mm.
         overlap: share of the fixed field of view that the moving one covers (0..1).
-        outside: share of the fixed image's content (voxels above 0.05 after the recipe) beyond ``grid``.
+        outside: share of the fixed image's content (voxels more than 0.05 off its background after the recipe) beyond
+            ``grid``.
+        background: the moving image's own, in its unit.
+        empty: what the recipe makes of the fixed and of the moving image's background: the value of ``fixed`` and
+            ``moving`` outside of the images.
     """
 
     fixed: npt.NDArray[np.float32]
@@ -154,6 +168,8 @@ class PreparedPair:
     moving_from_fixed: Matrix
     overlap: float
     outside: float
+    background: Background = UNKNOWN
+    empty: tuple[float, float] = (0.0, 0.0)
 
     def warnings(self) -> list[str]:
         """What a user should know about this pair, one line each."""
@@ -213,26 +229,32 @@ def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Sta
     if overlap == 0.0:
         raise GeometryError(_no_overlap(fixed, moving, "after the start"))
     grid = network_grid(fixed.grid, wanted.shape, wanted.spacing_mm, wanted.axes)
-    fixed_unit, moving_unit = wanted.intensity.apply(fixed), wanted.intensity.apply(moving)
+    background = Background.of(moving.data)
+    fixed_unit, fixed_empty = wanted.intensity.apply_with(fixed, Background.of(fixed.data).value)
+    moving_unit, moving_empty = wanted.intensity.apply_with(moving, background.value)
+    # A dark background stays the 0 that networks are trained with; noise in the air makes no difference to them.
+    fixed_empty, moving_empty = (0.0 if abs(empty) <= DARK else empty for empty in (fixed_empty, moving_empty))
     return PreparedPair(
-        fixed=resample(fixed_unit, fixed.grid, grid, np.eye(4)),
-        moving=resample(moving_unit, moving.grid, grid, moving_from_fixed),
+        fixed=resample(fixed_unit, fixed.grid, grid, np.eye(4), fill=fixed_empty),
+        moving=resample(moving_unit, moving.grid, grid, moving_from_fixed, fill=moving_empty),
         grid=grid,
         moving_from_fixed=moving_from_fixed,
         overlap=overlap,
-        outside=_content_outside(fixed_unit, fixed.grid, grid),
+        outside=_content_outside(fixed_unit, fixed_empty, fixed.grid, grid),
+        background=background,
+        empty=(fixed_empty, moving_empty),
     )
 
 
-def _content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> float:
-    """Share of voxels above 0.05 whose centres lie beyond the network's field of view."""
+def _content_outside(unit: npt.NDArray[Any], empty: float, source: Grid, network: Grid) -> float:
+    """Share of the voxels more than 0.05 off the background whose centres lie beyond the network's field of view."""
     from ofg_deploy.kernels.sampling import count_beyond
     from ofg_deploy.kernels.slabs import over_slabs
 
     matrix = (network.vox_from_world @ source.world_from_vox)[:3]
-    data = unit
-    if unit.flags.f_contiguous:  # a kernel reads in C order
-        data, matrix = unit.T, np.hstack([matrix[:, 2::-1], matrix[:, 3:]])
+    data = np.abs(unit - np.float32(empty)) if empty else unit
+    if data.flags.f_contiguous:  # a kernel reads in C order
+        data, matrix = data.T, np.hstack([matrix[:, 2::-1], matrix[:, 3:]])
     counts = np.zeros((data.shape[0], 2), np.int64)
     over_slabs(count_beyond, data.shape[0], data.size, np.ascontiguousarray(data), matrix, network.shape, 0.05, counts)
     content, beyond = counts.sum(axis=0)

@@ -101,7 +101,7 @@ def test_chains_are_those_of_ants_apply_transforms(scene, run_cli, foreign, name
 
 
 def test_bspline_is_simpleitks(scene, run_cli, sitk_resample):
-    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine, interpolation="bspline"))[0] == 0
+    assert run_cli(scene.line(scene.moving, scene.warp, scene.affine, interpolation="bspline", fill=0))[0] == 0
     field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(scene.warp), sitk.sitkVectorFloat64))
     chain = sitk.CompositeTransform([sitk.ReadTransform(str(scene.affine)), field])
     image = sitk.ReadImage(str(scene.moving), sitk.sitkFloat64)
@@ -270,7 +270,7 @@ def test_the_header_of_a_field_is_judged_like_an_images(scene, run_cli, dialect,
     code, _, err = run_cli(line)
     assert code == 0
     assert err.count(said) == 1
-    assert json.loads((scene.folder / "out.json").read_text())["warnings"].count(said) == 1
+    assert json.loads((scene.folder / "out.json").read_text())["warnings"][0].startswith(said)
     if dialect == "itk":
         given = table(scene.folder / "p.csv", np.array([[1.0, 2, 3]]), ["a"])
         line = ["apply", "-t", f"[{path},{inverted}]", "-t", path, "--points", given, "-o", scene.folder / "there.csv"]

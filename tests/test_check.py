@@ -76,17 +76,17 @@ def shifted(path: Path) -> Path:
 
 
 HEADERS = {
-    "forms disagree": (shifted, "orientation", "warning", "5.00 mm at the corners", True),
+    "forms disagree": (shifted, "orientation", "warning", "disagree by up to 5.00 mm", True),
     "neither form": (lambda p: patch(p, CODES, "<2h", 0, 0), "orientation", "error", "neither sform nor qform", False),
     "qform alone": (lambda p: patch(p, CODES, "<2h", 1, 0), "sform", "note", "only the qform", True),
     "sform alone": (lambda p: patch(p, CODES, "<2h", 0, 1), "qform", "note", "only the sform", True),
     "singular sform": (lambda p: patch(p, SROW, "<12f", *[0] * 12), "sform", "error", "singular", True),
     "NaN in sform": (lambda p: patch(p, SROW, "<f", np.nan), "sform", "error", "finite", True),
     "damaged qform": (lambda p: patch(p, QUATERN, "<f", 7.0), "qform", "error", "damaged orientation", True),
-    "no unit": (lambda p: patch(p, UNITS, "<B", 0), "units", "note", "no unit", True),
-    "metres": (lambda p: patch(p, UNITS, "<B", 1), "units", "error", "metres", True),
-    "microns": (lambda p: patch(p, UNITS, "<B", 3), "units", "error", "microns", True),
-    "unknown unit": (lambda p: patch(p, UNITS, "<B", 7), "units", "error", "unknown unit", True),
+    "no unit": (lambda p: patch(p, UNITS, "<B", 0), "units", "note", "no unit", False),
+    "metres": (lambda p: patch(p, UNITS, "<B", 1), "units", "error", "metres", False),
+    "microns": (lambda p: patch(p, UNITS, "<B", 3), "units", "error", "microns", False),
+    "unknown unit": (lambda p: patch(p, UNITS, "<B", 7), "units", "error", "unknown unit", False),
     "pixdim": (lambda p: patch(p, PIXDIM, "<3f", 1, 1, 1), "spacing", "warning", "pixdim says", True),
     "huge slope": (lambda p: patch(p, 112, "<f", 1e9), "scaling", "warning", "scl_slope", False),
     "cut": (lambda p: p.write_bytes(p.read_bytes()[:-9]) and p, "file", "error", "truncated", False),
@@ -132,7 +132,7 @@ def test_metres_that_are_metres_are_converted(tmp_path, grid, world_image, run_c
     nib.save(image, tmp_path / "metres.nii.gz")
     code, [record], _ = check(run_cli, tmp_path / "metres.nii.gz", "--fix", tmp_path / "fixed")
     assert code == 0
-    assert "convert to mm" in found(record, "units")["fix"]
+    assert "write mm: 62 mm long" in found(record, "units")["fix"]
     np.testing.assert_allclose(nib.load(tmp_path / "fixed/metres.nii.gz").affine, grid.world_from_vox, atol=1e-4)
 
 
@@ -152,15 +152,17 @@ def test_a_shear_within_tolerance_is_a_warning_and_no_conflict(tmp_path, run_cli
     sheared[0, 2] = 9e-4
     image = nib.Nifti1Image(np.arange(300 * 48, dtype=np.float32).reshape(6, 8, 300), sheared)
     image.set_qform(sheared, 1)
-    nib.save(image, tmp_path / "image.nii.gz")  # no unit
+    image.header["qform_code"] = 0
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "image.nii.gz")
     code, [record], _ = check(run_cli, tmp_path / "image.nii.gz", "--fix", tmp_path / "fixed")
     assert code == 0
-    assert {f["about"] for f in record["findings"]} >= {"units", "directions"}
+    assert {f["about"] for f in record["findings"]} >= {"qform", "directions"}
     assert "orientation" not in {f["about"] for f in record["findings"]}
     warning = [f for f in record["findings"] if f["severity"] == "warning" and f["about"] == "directions"]
     assert len(warning) == 1
     assert "up to 0.13 voxel elsewhere" in warning[0]["found"]
-    assert "resample_to_output" in warning[0]["fix"]
+    assert "resample_to_output" in warning[0]["command"]
     assert (tmp_path / "fixed/image.nii.gz").exists()
 
 
@@ -194,7 +196,7 @@ def test_voxel_faults(tmp_path, grid, world_image, write_nifti, run_cli):
     affine = grid.world_from_vox
     rgb = np.zeros(SHAPE, [(c, "u1") for c in "RGB"])
     faults = [
-        ("holes", holes, "voxels", "2 of 8160 voxels", True),
+        ("holes", holes, "voxels", "2 of 8160 voxels", False),
         ("flat", np.full(SHAPE, 4, np.int16), "voxels", "every voxel is 4", False),
         ("fmri", np.ones((*SHAPE, 3), np.int16), "shape", "24x20x17x3", False),
         ("rgb", rgb, "file", "one real", False),
@@ -208,9 +210,11 @@ def test_voxel_faults(tmp_path, grid, world_image, write_nifti, run_cli):
         assert finding["severity"] == "error"
         assert finding["mended"] == mended
         assert code == (0 if mended else 3)
-    assert "slicer[..., 0]" in found(check(run_cli, tmp_path / "fmri.nii.gz")[1][0], "shape")["fix"]
-    mended = nib.load(tmp_path / "fixed/holes.nii.gz/holes.nii.gz").get_fdata(dtype=np.float32)
-    np.testing.assert_array_equal(mended, np.where(np.isfinite(holes), holes, 0))
+    code, [record], _ = check(run_cli, tmp_path / "holes.nii.gz", "--nan", "-7.5", "--fix", tmp_path / "mended")
+    assert code == 0
+    mended = nib.load(tmp_path / "mended/holes.nii.gz").get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(mended, np.where(np.isfinite(holes), holes, -7.5))
+    assert run_cli(["check", tmp_path / "holes.nii.gz", "--nan", "inf"])[0] == 2
 
 
 def test_a_trailing_axis_goes_and_scaled_values_stay(tmp_path, grid, run_cli):
@@ -229,7 +233,7 @@ def test_a_trailing_axis_goes_and_scaled_values_stay(tmp_path, grid, run_cli):
 
 
 def test_copies_never_replace_anything(path, tmp_path, run_cli):
-    patch(path, UNITS, "<B", 0)
+    shifted(path)
     (tmp_path / "fixed").mkdir()
     (tmp_path / "fixed/image.nii.gz").write_text("mine")
     code, _, err = run_cli(["check", path, "--fix", tmp_path / "fixed"])
@@ -243,13 +247,13 @@ def test_copies_never_replace_anything(path, tmp_path, run_cli):
 
 
 def test_a_copy_that_lies_elsewhere_is_not_published(path, tmp_path, run_cli, monkeypatch):
-    def shifted_writer(target, data, grid, code):
+    def shifted_writer(target, data, grid, code, units):
         world = grid.world_from_vox.copy()
         world[0, 3] += 0.05
         save_volume(target, data, Grid(grid.shape, world), code)
 
     monkeypatch.setattr("ofg_deploy.check.repair.save_volume", shifted_writer)
-    patch(path, UNITS, "<B", 0)
+    shifted(path)
     code, _, err = run_cli(["check", path, "--fix", tmp_path / "fixed"])
     assert code == 3
     assert "its copy would lie 0.05 mm away" in err
@@ -326,7 +330,13 @@ def test_the_table_names_file_finding_and_fix(path, run_cli, monkeypatch):
     patch(path, UNITS, "<B", 1)
     code, out, err = run_cli(["check", path, path.parent / "none.nii"])
     assert code == 3
-    for text in (str(path), "24x20x17 voxels of 2.4x3.1x3.6 mm", "geometry in metres", "--fix DIR", "does not exist"):
+    for text in (
+        str(path),
+        "24x20x17 voxels of 2400x3100x3600 mm",
+        "geometry in metres",
+        "--fix DIR",
+        "does not exist",
+    ):
         assert text in out
     assert err.startswith("ofg: error: 2 of 2 files")
     assert len(err.splitlines()) == 1

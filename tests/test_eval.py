@@ -205,7 +205,9 @@ def test_the_headers_of_transform_and_fixed_image_are_judged(tmp_path, make_grid
         image.set_qform(off, 1)
         nib.save(image, path)
     said = "{}: sform and qform disagree by up to 4.00 mm; the sform is used"
-    assert evaluate(Pair("p", warp), None, "ras").warnings == (said.format("t_Warp.nii.gz"),)
+    [line] = evaluate(Pair("p", warp), None, "ras").warnings
+    assert line.startswith(said.format("t_Warp.nii.gz"))
     affine = tmp_path / "a.tfm"
     sitk.WriteTransform(sitk.AffineTransform(3), str(affine))
-    assert evaluate(Pair("p", affine, fixed=fixed), None, "ras").warnings == (said.format("fix.nii.gz"),)
+    [line] = evaluate(Pair("p", affine, fixed=fixed), None, "ras").warnings
+    assert line.startswith(said.format("fix.nii.gz"))

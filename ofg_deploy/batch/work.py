@@ -16,7 +16,7 @@ from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.batch.done import is_done
 from ofg_deploy.batch.engines import Engines, open_engines
 from ofg_deploy.batch.pairs import Pair
-from ofg_deploy.errors import DeviceError, InputError, OfgError
+from ofg_deploy.errors import DeviceError, InputError, OfgError, without_addresses
 from ofg_deploy.kernels.compiled import most_threads, threads
 from ofg_deploy.model_file import Contract
 from ofg_deploy.outputs import sweep
@@ -209,7 +209,7 @@ def _stops(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    said = " ".join(str(error).split())
+    said = without_addresses(" ".join(str(error).split()))
     if isinstance(error, MemoryError):
         return "out of memory: use fewer --workers or a machine with more"
     return said if isinstance(error, OfgError) else f"internal error, {type(error).__name__}: {said}"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ofg_deploy.check.examine import Examined, examine
 from ofg_deploy.check.finding import Finding
+from ofg_deploy.check.header import Unit
 from ofg_deploy.check.repair import mendable, write_copies
 from ofg_deploy.check.together import beside_model, compare
 from ofg_deploy.errors import InputError
@@ -21,8 +22,19 @@ from ofg_deploy.outputs import to_json
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def check(paths: list[Path], fix: Path | None, model: Path | None, as_json: bool, max_voxels: int) -> None:
+def check(
+    paths: list[Path],
+    fix: Path | None,
+    model: Path | None,
+    as_json: bool,
+    max_voxels: int,
+    unit: Unit | None = None,
+    nan: float | None = None,
+) -> None:
     """Examine every file, the first beside each other; print; write copies.
+
+    Args:
+        unit: of the lengths of all files, whatever their headers say. nan: what belongs in place of NaN and infinity.
 
     Raises:
         InputError: an error was found which no copy mends; or the model or the copies' folder cannot be used.
@@ -30,7 +42,7 @@ def check(paths: list[Path], fix: Path | None, model: Path | None, as_json: bool
     contract = read_model(model).contract if model else None
     files: list[Examined] = []
     for path in paths:
-        file = examine(path, max_voxels)
+        file = examine(path, max_voxels, unit, nan)
         more = beside_model(file, contract) if contract else []
         if files:
             more += compare(files[0], file)
@@ -88,6 +100,8 @@ def _print(files: list[Examined], copies: dict[Path, Path], with_model: bool) ->
                     *(Text(cell, style=STYLES[finding.severity] if cell == cells[0] else "") for cell in cells)
                 )
             console.print(table)
+            for line in dict.fromkeys(f.command for f in file.findings if f.command):
+                console.print(line, soft_wrap=True)  # whole, so that it can be copied
         if file.path in copies:
             console.print(f"corrected copy: {copies[file.path]} (free text and extensions left out)", soft_wrap=True)
     if with_model:

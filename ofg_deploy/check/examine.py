@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from ofg_deploy.appearance import Look
 from ofg_deploy.check import header, voxels
+from ofg_deploy.check.convert import conversion_line
 from ofg_deploy.check.finding import Finding
+from ofg_deploy.check.header import Unit
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
-from ofg_deploy.nifti_file import open_nifti
-
-ENDINGS = (".nii", ".hdr", ".img", ".gz")  # of what is read; the other formats that nibabel knows have other ones
+from ofg_deploy.nifti_file import NIFTI_NAME, open_nifti
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Examined:
         findings: what was found in it alone.
         grid: where its voxels lie; None if that cannot be known.
         code: NIfTI code of the affine believed.
+        in_mm: somebody says that its lengths are mm, the header or the user; otherwise they are taken for mm.
         data: (X, Y, Z) as stored, scaled, 0 for NaN and infinity; None if they cannot be read as one volume.
         look: summary of an image's intensities; None for label maps and where there is nothing to compare.
     """
@@ -36,18 +37,23 @@ class Examined:
     findings: tuple[Finding, ...]
     grid: Grid | None = None
     code: int = 0
+    in_mm: bool = True
     data: npt.NDArray[Any] | None = None
     look: Look | None = None
 
 
-def examine(path: Path, max_voxels: int) -> Examined:
-    """Header, then voxels. Raises nothing about the file: what makes it unusable is a finding."""
+def examine(path: Path, max_voxels: int, unit: Unit | None = None, nan: float | None = None) -> Examined:
+    """Header, then voxels. Raises nothing about the file: what makes it unusable is a finding.
+
+    Args:
+        unit: of the lengths, as the user says. nan: what belongs in place of NaN and infinity.
+    """
     try:
         nifti = open_nifti(path, max_voxels)
     except InputError as error:
         return Examined(path, (_unusable(path, error),))
     try:
-        found = header.look(nifti)
+        found = header.look(nifti, unit)
     except InputError as error:  # a geometry in mm that no grid can have
         return Examined(path, (_unusable(path, error),))
     try:
@@ -56,13 +62,12 @@ def examine(path: Path, max_voxels: int) -> Examined:
     except InputError as error:
         known = any(f.about == "shape" and f.severity == "error" for f in found.findings)
         findings = found.findings if known else (*found.findings, _unusable(path, error))
-        return Examined(path, findings, found.grid, found.code)
-    data, summary, more = voxels.look(nifti, data)
-    return Examined(path, (*found.findings, *more), found.grid, found.code, data, summary)
+        return Examined(path, findings, found.grid, found.code, found.in_mm)
+    data, summary, more = voxels.look(nifti, data, nan)
+    return Examined(path, (*found.findings, *more), found.grid, found.code, found.in_mm, data, summary)
 
 
 def _unusable(path: Path, error: InputError) -> Finding:
-    fix = "convert it again from its source"
-    if path.is_file() and not path.name.lower().endswith(ENDINGS):
-        fix = f"nib.save(nib.Nifti1Image.from_image(nib.load({str(path)!r})), 'volume.nii.gz') (nibabel), or dcm2niix"
-    return Finding("error", "file", str(error).removeprefix(f"{path} "), fix)
+    line = "" if NIFTI_NAME.search(path.name) else conversion_line(path)
+    fix = "convert it to NIfTI by the command below" if line else "convert it again from its source"
+    return Finding("error", "file", str(error).removeprefix(f"{path} "), fix, command=line)

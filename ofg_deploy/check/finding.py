@@ -18,6 +18,7 @@ class Finding:
         found: what is there, with numbers.
         fix: what to do; empty where nothing needs doing.
         mended: ``--fix`` writes a copy without it.
+        command: a whole command line that helps; empty where there is none.
     """
 
     severity: Severity
@@ -25,3 +26,4 @@ class Finding:
     found: str
     fix: str = ""
     mended: bool = False
+    command: str = ""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ofg_deploy.check.finding import Finding
+from ofg_deploy.check.convert import check_line, load, nibabel_line
+from ofg_deploy.check.finding import Finding, Severity
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
 from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
+from ofg_deploy.readers import conflict_said
 
 PLAUSIBLE_MM = (20.0, 1000.0)  # longest side of a field of view; from a mouse's head to a whole body
 ANISOTROPIC = 4.0  # longest to shortest voxel side
 SHEAR_SEEN = 1e-5  # cosine between axes which rounding of float32 headers does not explain
 SLOPES = (1e-9, 1e6)
-UNIT_MM = {1: ("metres", 1000.0), 3: ("microns", 0.001)}
+Unit = Literal["um", "mm", "m"]
+UNIT_MM: dict[Unit, tuple[str, float]] = {"um": ("microns", 0.001), "mm": ("millimetres", 1.0), "m": ("metres", 1000.0)}
+UNIT_CODES: dict[int, Unit] = {1: "m", 2: "mm", 3: "um"}
+VOXEL_MM = (0.05, 5.0)  # of a header without a unit: shortest side of a voxel, beyond which mm are doubtful
 
 
 @dataclass(frozen=True)
@@ -26,35 +32,43 @@ class Header:
     Attributes:
         grid: where the voxels lie; None where that cannot be known.
         code: NIfTI code of the affine believed.
+        in_mm: the header or the user says that lengths are mm; otherwise they are taken for mm.
         findings: everything worth saying.
     """
 
     grid: Grid | None
     code: int
+    in_mm: bool
     findings: tuple[Finding, ...]
 
 
-def look(nifti: NiftiFile) -> Header:
-    """Findings of one header. Raises nothing: what the reader refuses is a finding here."""
+def look(nifti: NiftiFile, unit: Unit | None = None) -> Header:
+    """Findings of one header. What the reader refuses is a finding; raises GeometryError for lengths of no grid.
+
+    Args:
+        unit: of its lengths, as the user says; None believes the header.
+    """
     shape = nifti.shape
     if min(shape[:3]) < 2:
-        return Header(None, 0, (Finding("error", "shape", f"{_by(shape)} voxels is no volume", "use a 3-D scan"),))
+        return Header(
+            None, 0, True, (Finding("error", "shape", f"{_by(shape)} voxels is no volume", "use a 3-D scan"),)
+        )
     findings = [Finding("note", "header", line.split(": ", 1)[1], "write it anew", True) for line in nifti.repairs]
     findings += _axes_beyond_three(nifti)
     affine, code, said = _believed(nifti)
     findings += said
     grid = None
     if affine is not None:
-        scale, units = _units(nifti, affine)
+        scale, units = _units(nifti, affine, unit)
         findings += units
         grid = grid_of(nifti.path, shape, np.diag([scale, scale, scale, 1.0]) @ affine)
-        findings += _geometry(nifti, grid)
+        findings += _geometry(nifti, grid, not (units or unit))
     slope = abs(float(nifti.header["scl_slope"]))
     if slope and np.isfinite(slope) and not SLOPES[0] <= slope <= SLOPES[1]:
         findings.append(
             Finding("warning", "scaling", f"scl_slope is {slope:g}", "compare the values with the original")
         )
-    return Header(grid, code, tuple(findings))
+    return Header(grid, code, bool(unit or int(nifti.header["xyzt_units"]) % 8), tuple(findings))
 
 
 def _axes_beyond_three(nifti: NiftiFile) -> list[Finding]:
@@ -63,8 +77,9 @@ def _axes_beyond_three(nifti: NiftiFile) -> list[Finding]:
         return []
     if set(more) == {1}:
         return [Finding("note", "shape", f"{_by(nifti.shape)}: trailing axes of 1", "drop them", True)]
-    take = f"nib.save(nib.load({str(nifti.path)!r}).slicer[..., {', '.join('0' * len(more))}], 'volume.nii.gz')"
-    return [Finding("error", "shape", f"{_by(nifti.shape)}: more than one volume", f"take one: {take} (nibabel)")]
+    line = nibabel_line(f"{load(nifti.path)}.slicer[..., {', '.join('0' * len(more))}]")
+    text = f"{_by(nifti.shape)}: more than one volume"
+    return [Finding("error", "shape", text, "take one: the command below takes the first", command=line)]
 
 
 def _believed(nifti: NiftiFile) -> tuple[Matrix | None, int, list[Finding]]:
@@ -87,7 +102,8 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
     sform, sform_wrong = _valid(nifti, found.sform)
     qform, qform_wrong = _valid(nifti, found.qform, sizes=True)
     if sform is None and "sheared" in sform_wrong:  # somebody's registration: dropping it would move the image
-        return None, 0, [Finding("error", "sform", sform_wrong, f"resample it onto an unsheared grid: {_anew(nifti)}")]
+        ask = "resample it onto an unsheared grid, by the command below"
+        return None, 0, [Finding("error", "sform", sform_wrong, ask, command=_anew(nifti))]
     if sform is None and qform is None:
         return None, 0, [Finding("error", "sform", sform_wrong, "convert it again from its source")]
     if sform is None:
@@ -102,7 +118,7 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
     elif qform is None:
         said = [Finding("warning", "qform", qform_wrong, keep, True)]
     elif gap > CONFLICT_MM:
-        text = f"sform and qform disagree by up to {gap:.2f} mm at the corners"
+        text = conflict_said(found.sform_code, found.qform_code, gap)
         said = [Finding("warning", "orientation", text, f"{keep} (if the qform is right, set the sform by hand)", True)]
     else:
         said = []
@@ -130,25 +146,45 @@ def _valid(nifti: NiftiFile, affine: Matrix | None, sizes: bool = False) -> tupl
         return None, str(error).removeprefix(str(nifti.path)).lstrip(": ")
 
 
-def _units(nifti: NiftiFile, affine: Matrix) -> tuple[float, list[Finding]]:
-    """Millimetres in the header's unit, and what is to be said. Of 1 and 1000, one at most is a plausible size."""
+def _units(nifti: NiftiFile, affine: Matrix, given: Unit | None) -> tuple[float, list[Finding]]:
+    """Millimetres in the unit of the affine, and what is to be said. A unit in doubt is asked for, never guessed.
+
+    A header's unit is in doubt where it is unknown, or makes a field of view of no usual size.
+    """
     code = int(nifti.header["xyzt_units"]) % 8
-    if code == 2:
+    grid = Grid(_three(nifti), affine)
+    longest = _longest_mm(grid)
+    stated = UNIT_CODES.get(code)
+    if given:
+        name, scale = UNIT_MM[given]
+        if stated == given == "mm":
+            return scale, []
+        severity: Severity = "note" if code in (0, 2) else "error"  # the reader takes no unit for mm
+        was = UNIT_MM[stated][0] if stated else "no unit" if code == 0 else f"an unknown unit (code {code})"
+        done = f"write mm, from {name}: {longest * scale:g} mm long"
+        return scale, [Finding(severity, "units", f"geometry in {name}, as given; the header has {was}", done, True)]
+    if stated == "mm":
         return 1.0, []
     if code == 0:
-        return 1.0, [Finding("note", "units", "no unit of length; read as mm", "write mm", True)]
-    name, factor = UNIT_MM.get(code, (f"an unknown unit (code {code})", 1.0))
-    longest = _longest_mm(Grid(_three(nifti), affine))
-    for scale in (factor, 1.0):
-        if PLAUSIBLE_MM[0] <= longest * scale <= PLAUSIBLE_MM[1]:
-            done = f"convert to mm ({longest * scale:g} mm long)"
-            if scale != factor:
-                done = f"write mm: {longest:g} mm is a body's size, {longest * factor:g} mm is none"
-            return scale, [Finding("error", "units", f"geometry in {name}", done, True)]
-    return factor, [Finding("error", "units", f"geometry in {name}, {longest:g} of them long", "find the voxel size")]
+        low, high = VOXEL_MM
+        usual = PLAUSIBLE_MM[0] <= longest <= PLAUSIBLE_MM[1] and low <= min(grid.spacing_mm) <= high
+        text = f"no unit of length; read as mm ({longest:g} mm long), as by most tools"
+        ask = "say the unit: um, mm or m"
+        return 1.0, [Finding("note" if usual else "warning", "units", text, ask, command=_with_unit(nifti, "mm"))]
+    name, scale = UNIT_MM[stated] if stated else (f"an unknown unit (code {code})", 1.0)
+    if stated and PLAUSIBLE_MM[0] <= longest * scale <= PLAUSIBLE_MM[1]:
+        return scale, [Finding("error", "units", f"geometry in {name}", f"write mm: {longest * scale:g} mm long", True)]
+    lengths = ", ".join(f"{unit}: {longest * factor:g} mm" for unit, (_, factor) in UNIT_MM.items())
+    ask = f"say the unit; how long it is by each: {lengths}"
+    return scale, [Finding("error", "units", f"geometry in {name}", ask, command=_with_unit(nifti, stated or "mm"))]
 
 
-def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
+def _with_unit(nifti: NiftiFile, unit: Unit) -> str:
+    return check_line(nifti.path, f"--unit {unit}")
+
+
+def _geometry(nifti: NiftiFile, grid: Grid, doubtful: bool) -> list[Finding]:
+    """Of a grid in mm; ``doubtful``: nobody but the header has said that they are mm."""
     findings = []
     spacing = np.array(grid.spacing_mm)
     directions = grid.world_from_vox[:3, :3] / spacing
@@ -159,14 +195,21 @@ def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
         text = f"axes {shear:.1e} off a right angle (cosine), within tolerance"
         findings.append(Finding("note", "directions", text))
     if said := shear_said(grid):
-        findings.append(Finding("warning", "directions", said, f"resample it: {_anew(nifti)}"))
+        findings.append(
+            Finding("warning", "directions", said, "resample it, by the command below", False, _anew(nifti))
+        )
     if spacing.max() / spacing.min() > ANISOTROPIC:
         text = f"voxels of {_by(spacing)} mm: strongly anisotropic"
         findings.append(Finding("warning", "spacing", text, "expect little along the long side; use a finer scan"))
     longest = _longest_mm(grid)
     if not PLAUSIBLE_MM[0] <= longest <= PLAUSIBLE_MM[1]:
         text = f"the field of view is {longest:.4g} mm long"
-        findings.append(Finding("warning", "extent", text, "compare voxel size and unit with the scanner's"))
+        ask = "compare voxel size and unit with the scanner's"
+        line = ""
+        if doubtful:
+            ask += "; where the unit is wrong, say the right one"
+            line = _with_unit(nifti, "um" if longest > PLAUSIBLE_MM[1] else "m")
+        findings.append(Finding("warning", "extent", text, ask, command=line))
     code = int(nifti.header["xyzt_units"]) % 8
     stored = nifti.pixdim[1:4]
     if code in (0, 2) and not np.allclose(stored, spacing, rtol=0.01):
@@ -176,7 +219,9 @@ def _geometry(nifti: NiftiFile, grid: Grid) -> list[Finding]:
 
 
 def _anew(nifti: NiftiFile) -> str:
-    return f"nib.save(resample_to_output(nib.load({str(nifti.path)!r})), 'volume.nii.gz') (nibabel.processing)"
+    return nibabel_line(
+        f"from nibabel.processing import resample_to_output; {load(nifti.path)}; image = resample_to_output(image)"
+    )
 
 
 def _longest_mm(grid: Grid) -> float:

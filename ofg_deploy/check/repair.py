@@ -12,12 +12,13 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.nifti import save_volume, stem
 from ofg_deploy.outputs import staged
 
-MOVED_MM = 0.01  # float32 headers round; more than this would be another place
+MOVED_MM, MOVED_VOX = 0.01, 0.01  # float32 headers round; more than either would be another place
 
 
 def mendable(file: Examined) -> bool:
-    """Whether a copy would be better and can be written without guessing."""
-    return file.grid is not None and file.data is not None and any(f.mended for f in file.findings)
+    """Whether a copy would be better and can be written without guessing: no answer of the user is missing."""
+    asked = any(f.severity == "error" and not f.mended and f.about in ("units", "voxels") for f in file.findings)
+    return not asked and file.grid is not None and file.data is not None and any(f.mended for f in file.findings)
 
 
 def write_copies(files: Sequence[Examined], folder: Path, max_voxels: int) -> dict[Path, Path]:
@@ -53,7 +54,7 @@ def _write(file: Examined, path: Path) -> None:
     elif data.dtype.itemsize == 8:  # few tools read 64-bit integers
         fits = np.iinfo(np.int32).min <= data.min() and data.max() <= np.iinfo(np.int32).max
         data = data.astype(np.int32 if fits else np.float64)
-    save_volume(path, data, file.grid, file.code)
+    save_volume(path, data, file.grid, file.code, "mm" if file.in_mm else "unknown")
 
 
 def _verify(file: Examined, copy: Examined) -> None:
@@ -62,5 +63,5 @@ def _verify(file: Examined, copy: Examined) -> None:
     if copy.grid is None or left:
         raise InputError(f"{file.path}: its copy would still have: {'; '.join(left)}; mend it by hand")
     gap = float(np.abs(copy.grid.corners_mm() - file.grid.corners_mm()).max())
-    if copy.grid.shape != file.grid.shape or gap > MOVED_MM:
+    if copy.grid.shape != file.grid.shape or gap > min(MOVED_MM, MOVED_VOX * min(file.grid.spacing_mm)):
         raise InputError(f"{file.path}: its copy would lie {gap:.3g} mm away; mend it by hand")

@@ -9,22 +9,33 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.appearance import Look
+from ofg_deploy.check.convert import check_line
 from ofg_deploy.check.finding import Finding
+from ofg_deploy.label_map import label_map_by
 from ofg_deploy.nifti_file import NiftiFile
 
 LABEL_NAME = re.compile(r"(^|[^a-z])(a?seg|segmentation|parc|aparc|labels?|mask)([^a-z]|$)", flags=re.IGNORECASE)
-MOST_LABELS = 40  # distinct whole numbers; an image has more
 
 
-def look(nifti: NiftiFile, data: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Look | None, list[Finding]]:
-    """(X, Y, Z) voxels with 0 for NaN and infinity, a summary (None where there is nothing to compare), findings."""
+def look(
+    nifti: NiftiFile, data: npt.NDArray[Any], nan: float | None = None
+) -> tuple[npt.NDArray[Any], Look | None, list[Finding]]:
+    """Findings in (X, Y, Z) voxels; with the voxels and a summary, None where there is nothing to compare.
+
+    Args:
+        nan: what a user wants in place of NaN and infinity; None makes it 0, which nobody should register with.
+    """
     with np.errstate(over="ignore"):
         finite = np.isfinite(data.astype(np.float32, copy=False))  # as it is registered
     findings = []
     if bad := int(data.size - finite.sum()):
         text = f"{bad} of {data.size} voxels are NaN, infinite, or too large for float32"
-        findings.append(Finding("error", "voxels", text, "write 0 there: look whether 0 means background", True))
-        data = np.where(finite, data, 0)
+        if nan is None:
+            ask = "say what belongs there: 0, or what this image has for background"
+            findings.append(Finding("error", "voxels", text, ask, command=check_line(nifti.path, "--nan 0")))
+        else:
+            findings.append(Finding("error", "voxels", text, f"write {nan:g} there", True))
+        data = np.where(finite, data, nan or 0)
     low, high = float(np.float32(data.min())), float(np.float32(data.max()))
     named = bool(LABEL_NAME.search(nifti.path.name))
     if low == high and not named:
@@ -34,6 +45,6 @@ def look(nifti: NiftiFile, data: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Lo
     if named and not whole:
         text = f"a label map by its name, and {fractions} voxels are no whole numbers"
         findings.append(Finding("error", "labels", text, "resample the original again by nearest neighbour"))
-    if named or (whole and np.unique(data[::2, ::2, ::2]).size <= MOST_LABELS):
+    if named or label_map_by(nifti.path, int(nifti.header["intent_code"]), data):
         return data, None, findings
     return data, Look.of(data), findings

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Each verb adds itself to the app, in the order in which --help lists them.
 from ofg_deploy.cli import apply, bench, check, data, evaluate, export, info, register, report, train  # noqa: F401
 from ofg_deploy.cli.app import app
-from ofg_deploy.errors import Interrupted, OfgError
+from ofg_deploy.errors import Interrupted, OfgError, without_addresses
 
 
 def main() -> None:
@@ -46,5 +46,5 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"ofg: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ofg: error: {without_addresses(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

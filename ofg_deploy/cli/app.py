@@ -24,6 +24,21 @@ FormatOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
 PointsFrameOption = Annotated[
     Literal["ras", "lps"], typer.Option("--points-frame", "--points-space", help="World of the tables of points.")
 ]
+FillOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|VALUE",
+        help="Value outside the image and where a transform is unknown; auto: the background of the image, 0 for "
+        "label maps.",
+    ),
+]
+InterpolationOption = Annotated[
+    Literal["auto", "linear", "nearest", "genericlabel", "bspline"],
+    typer.Option(
+        help="Of the image, in ofg register of --also images; auto: nearest for label maps, linear for others. "
+        "nearest and genericlabel are for label maps."
+    ),
+]
 DeviceOption = Literal["auto", "cpu", "cuda"]
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from ofg_deploy.cli.app import FormatOption, MaxVoxels, Overwrite, PointsFrameOption, app
-
-InterpolationOption = Literal["linear", "nearest", "genericlabel", "bspline"]
+from ofg_deploy.cli.app import (
+    FillOption,
+    FormatOption,
+    InterpolationOption,
+    MaxVoxels,
+    Overwrite,
+    PointsFrameOption,
+    app,
+)
 
 
 @app.command()
@@ -25,11 +31,9 @@ def apply(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, or .csv for points.")],
-    image: Annotated[Optional[Path], typer.Argument(help="Image or label map to bring to the reference.")] = None,
+    image: Annotated[Optional[Path], typer.Argument(help="Image, label map or 4-D series for the reference.")] = None,
     reference: Annotated[Optional[Path], typer.Option("--reference", "-r", help="The result lies on its grid.")] = None,
-    interpolation: Annotated[
-        InterpolationOption, typer.Option(help="nearest and genericlabel are for label maps.")
-    ] = "linear",
+    interpolation: InterpolationOption = "auto",
     fixed_points: Annotated[
         Optional[Path], typer.Option(help="CSV (x, y, z in mm) of the reference's space: carried to the image's.")
     ] = None,
@@ -41,7 +45,7 @@ def apply(
     ] = None,
     points_frame: PointsFrameOption = "ras",
     field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
-    fill: Annotated[float, typer.Option(help="Value outside the image, and where the transform is unknown.")] = 0.0,
+    fill: FillOption = "auto",
     max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -49,7 +53,9 @@ def apply(
     from ofg_deploy.nifti_file import MAX_VOXELS
     from ofg_deploy.serve import command
     from ofg_deploy.serve.apply import Application, Step
+    from ofg_deploy.serve.job import parse_fill
 
     steps = tuple(Step.parse(text) for text in transform)
-    given = (steps, out, image, reference, fixed_points, moving_points, points_frame, interpolation, field_format)
-    command.apply(Application(*given, fill, max_voxels or MAX_VOXELS, overwrite, sys.argv))
+    how = None if interpolation == "auto" else interpolation
+    given = (steps, out, image, reference, fixed_points, moving_points, points_frame, how, field_format)
+    command.apply(Application(*given, parse_fill(fill), max_voxels or MAX_VOXELS, overwrite, sys.argv))

@@ -10,7 +10,9 @@ import typer
 
 from ofg_deploy.cli.app import (
     DeviceOption,
+    FillOption,
     FormatOption,
+    InterpolationOption,
     LimitFile,
     MaxVoxels,
     Overwrite,
@@ -60,7 +62,8 @@ def register(
         LabelInterpolationOption, typer.Option(help="genericlabel: the label of the largest linear weight.")
     ] = "nearest",
     also: Annotated[
-        Optional[list[Path]], typer.Option(help="Another image in the moving one's space, warped too; again for more.")
+        Optional[list[Path]],
+        typer.Option(help="Another image or 4-D series in the moving space, warped too; repeatable."),
     ] = None,
     fixed_points: Annotated[
         Optional[Path], typer.Option(help="CSV (x, y, z in mm) on the fixed image: carried to the moving one.")
@@ -71,7 +74,8 @@ def register(
     ] = None,
     points_frame: PointsFrameOption = "ras",
     inverse: Annotated[bool, typer.Option("--inverse", help="Write the inverse on the moving grid too.")] = False,
-    fill: Annotated[float, typer.Option(help="Warped value outside the moving field of view.")] = 0.0,
+    fill: FillOption = "auto",
+    interpolation: InterpolationOption = "auto",
     device: Annotated[DeviceOption, typer.Option(help="Where to run; auto says what it chose.")] = "auto",
     runtime: Annotated[
         RuntimeOption,
@@ -125,7 +129,7 @@ def register(
     from ofg_deploy.report.command import Quality
     from ofg_deploy.report.limits import Limits
     from ofg_deploy.serve.engine import check_threads
-    from ofg_deploy.serve.job import Job, parse_init
+    from ofg_deploy.serve.job import Job, parse_fill, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: batch systems end their jobs with it
@@ -133,7 +137,8 @@ def register(
     make = partial(
         Job,
         init=parse_init(init),
-        fill=fill,
+        fill=parse_fill(fill),
+        interpolation=None if interpolation == "auto" else interpolation,
         overwrite=overwrite,
         command=sys.argv,
         field_format=field_format,

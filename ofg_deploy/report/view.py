@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, io_orientation
 
+from ofg_deploy.background import Background
 from ofg_deploy.field import jacobian_determinant, sample
 from ofg_deploy.geometry import Matrix, canonical, transform_points
 from ofg_deploy.nifti import Volume
@@ -29,7 +30,9 @@ class Window:
 
     def __call__(self, picture: Picture) -> Picture:
         """Values of the image -> 0..1."""
-        return np.asarray(np.clip((picture - self.low) / max(self.high - self.low, 1e-6), 0, 1))
+        if self.high == self.low:  # nearly all of it has one value
+            return np.asarray(np.sign(picture - self.low).clip(0, 1))
+        return np.asarray(np.clip((picture - self.low) / (self.high - self.low), 0, 1))
 
 
 class View:
@@ -69,9 +72,10 @@ class View:
         return np.asarray(self._upright(data).take(self._index, self._across).T[self._box])
 
     def cut_moving(self, moving: Volume) -> Picture:
-        """The moving image where its header puts it: linear, 0 outside; no more is computed than is seen."""
+        """The moving image where its header puts it: linear, its background outside; no more is computed than seen."""
         moving_from_here = moving.grid.vox_from_world @ self._grid.world_from_vox
-        return sample(moving.data, transform_points(moving_from_here, self._indices()))
+        empty = Background.of(moving.data).value
+        return sample(moving.data, transform_points(moving_from_here, self._indices()), fill=empty)
 
     def centres_mm(self) -> tuple[Picture, Picture]:
         """Horizontal and vertical position of every pixel's centre, from the left and bottom edge."""

@@ -13,16 +13,17 @@ import numpy as np
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
-from ofg_deploy.geometry import Grid
-from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, stem
+from ofg_deploy.geometry import Grid, lattice, transform_points
+from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
 from ofg_deploy.transform.inverse import invert
-from ofg_deploy.transform.maps import Chain
+from ofg_deploy.transform.maps import Chain, on_grid
 from ofg_deploy.transform.points import PointsFrame, carry, load_points, save_points
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation, through
+from ofg_deploy.transform.resample import OF_LABELS, Interpolation
+from ofg_deploy.transform.source import open_source
 
 SCHEMA = 1
 INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<inverted>[01])\]")  # as antsApplyTransforms has it
@@ -50,14 +51,16 @@ class Application:
         steps: in the order of antsApplyTransforms: the last one acts first on the image; a point of the reference
             meets the first one first.
         out: the file to write; a JSON of its name goes beside it.
-        image: to be seen on the grid of ``reference``.
+        image: to be seen on the grid of ``reference``; a series volume by volume.
         fixed_points: table in the space of the reference, carried forward. moving_points: in the space of the image,
             carried backwards by the inverse of the whole chain.
         points_frame: world of the tables.
-        interpolation: ``nearest`` and ``genericlabel`` take label maps.
+        interpolation: ``nearest`` and ``genericlabel`` take label maps; None for ``nearest`` where the image is one,
+            and ``linear`` otherwise.
         dialect: form of the transforms.
-        fill: value where the map is unknown or leaves the image.
-        max_voxels: larger images, references and displacement fields are refused before their voxels are read.
+        fill: value where the map is unknown or leaves the image; None for the image's background, 0 for label maps.
+        max_voxels: larger images (of a series: volumes), references and displacement fields are refused before their
+            voxels are read.
         overwrite: replace an existing file.
         command: recorded in the sidecar.
 
@@ -72,9 +75,9 @@ class Application:
     fixed_points: Path | None = None
     moving_points: Path | None = None
     points_frame: PointsFrame = "ras"
-    interpolation: Interpolation = "linear"
+    interpolation: Interpolation | None = None
     dialect: Dialect = "itk"
-    fill: float = 0.0
+    fill: float | None = None
     max_voxels: int = MAX_VOXELS
     overwrite: bool = False
     command: list[str] = field(default_factory=list)
@@ -91,8 +94,10 @@ class Application:
                 f"--format {self.dialect} speaks of both images' voxels: one transform alone, on an image; for a "
                 "chain or points use the form of ITK, which ofg register always writes"
             )
-        if not np.isfinite(self.fill) or (self.interpolation in OF_LABELS and self.fill != int(self.fill)):
-            raise UsageError(f"--fill {self.fill}: a finite number is needed, for label maps a whole one")
+        if self.fill is not None and (
+            not np.isfinite(self.fill) or (self.interpolation in OF_LABELS and self.fill != int(self.fill))
+        ):
+            raise UsageError(f"--fill {self.fill}: a finite number is needed, for label maps a whole one, or auto")
         ending = (".nii", ".nii.gz") if self.image is not None else (".csv",)
         if not self.out.name.lower().endswith(ending):
             raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(ending)} is needed")
@@ -146,24 +151,30 @@ Save = Callable[[Path], None]
 
 def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str, Any]]:
     """How to write the image on the grid of the reference, and what to say of it."""
-    load = load_labels if job.interpolation in OF_LABELS else load_image
-    image = load(source, job.max_voxels)
+    image = open_source(source, job.interpolation, job.fill, job.max_voxels)
     reference, space_code, warnings = load_space(target, job.max_voxels)
     chain = _load_chain(job, reference, image.grid)
-    data, inside = through(chain, image, reference, job.interpolation, job.fill)
+    displacement, inside = on_grid(chain, reference)
+    points = transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement
     unknown = 100.0 * float((~inside).mean())
     if unknown == 100:
         raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
     warnings = (*image.warnings, *warnings, *chain.warnings)
     if unknown:
-        warnings += (f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there",)
+        warnings += (
+            f"the transform is unknown at {unknown:.3g} % of the reference's voxels: {image.fill.value:g} stands there",
+        )
     about = {
-        "interpolation": job.interpolation,
-        "fill": job.fill,
+        "interpolation": image.interpolation,
+        "interpolation_found": image.by or None,
+        "fill": image.fill.value,
+        "fill_found": image.fill.found,
+        **({"volumes": image.time.volumes} if image.time else {}),
         "unknown_percent": unknown,
+        "notes": image.lines(),
         "warnings": list(warnings),
     }
-    return lambda path: save_volume(path, data, reference, space_code), about
+    return lambda path: image.save(path, points, inside, reference, space_code), about
 
 
 def _points(job: Application) -> tuple[Save, dict[str, Any]]:

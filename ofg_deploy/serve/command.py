@@ -56,6 +56,8 @@ def register(
         result = register_pair(job, engine)
     for warning in result.sidecar["warnings"]:
         stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
+    for line in _notes(result):
+        console.print(line, soft_wrap=True)
     table = Table("measure", "value")
     for key, name in ROWS.items():
         if (value := result.sidecar["metrics"].get(key)) is not None:
@@ -80,12 +82,26 @@ def register(
     return result
 
 
+def _notes(result: Result) -> list[str]:
+    """How each image is filled where that is not 0, and where a label map was found among the others."""
+    inputs, found = result.sidecar["inputs"], []
+    for role, method in result.sidecar.get("interpolation", {}).items():
+        if method["found"]:
+            found.append(f"{inputs[role]['path']}: interpolation {method['method']}, a label map ({method['found']})")
+    for role, fill in result.sidecar["fill"].items():
+        if fill["value"]:
+            found.append(f"{inputs[role]['path']}: outside of it {fill['value']:g} ({fill['found']})")
+    return found
+
+
 def apply(job: Application) -> None:
     """Apply, print. Raises as ``serve.apply.apply``."""
     console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
     record = apply_transforms(job)
     for warning in record["warnings"]:
         stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
+    for note in record.get("notes", ()):
+        console.print(note, soft_wrap=True)
     order = " then ".join(f"{'inverse of ' if step.inverted else ''}{step.path}" for step in job.steps)
     console.print(f"a point of the reference meets {order}", soft_wrap=True)
     if "direction" in record:

@@ -18,6 +18,7 @@ from ofg_deploy.transform.inverse import InverseMap
 from ofg_deploy.transform.maps import FieldMap
 from ofg_deploy.transform.points import CarriedPoints, Points, carry, load_points, save_points
 from ofg_deploy.transform.resample import at
+from ofg_deploy.transform.source import Source, open_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +26,16 @@ class Companions:
     """As read; none of them has moved yet."""
 
     labels: tuple[Volume, ...]
-    channels: tuple[Volume, ...]
+    channels: tuple[Source, ...]
     fixed_labels: Volume | None
     fixed_mask: Volume | None
     moving_mask: Volume | None
     fixed_points: Points | None
     moving_points: Points | None
 
-    def volumes(self) -> dict[str, Volume]:
+    def volumes(self) -> dict[str, Volume | Source]:
         """Every image among them, by its role in the sidecar."""
-        given = {
+        given: dict[str, Volume | Source | None] = {
             **{numbered("moving_labels", n): volume for n, volume in enumerate(self.labels, start=1)},
             **{numbered("also", n): volume for n, volume in enumerate(self.channels, start=1)},
             "fixed_labels": self.fixed_labels,
@@ -46,15 +47,27 @@ class Companions:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """The same in the other image's space: volumes by role of their output, points with what to say of them."""
+    """The same in the other image's space.
+
+    Attributes:
+        volumes: label maps by role of their output.
+        channels: images and series by role of theirs, sampled while they are written at ``places``: (3, X, Y, Z) where
+            the fixed voxels lie in the moving world, RAS mm; None where there is nothing to sample.
+        points: tables, with what to say of them.
+    """
 
     volumes: dict[str, npt.NDArray[Any]]
+    channels: dict[str, Source]
+    places: Matrix | None
     points: dict[str, CarriedPoints]
 
     def save(self, paths: dict[str, Path], fixed: Volume) -> None:
-        """Write each to the path of its role. Raises OSError."""
+        """Write each to the path of its role. Raises OSError, and InputError for a series with unusable volumes."""
         for role, data in self.volumes.items():
             save_volume(paths[role], data, fixed.grid, fixed.space_code)
+        for role, source in self.channels.items():
+            assert self.places is not None
+            source.save(paths[role], self.places, None, fixed.grid, fixed.space_code)
         for role, carried in self.points.items():
             save_points(paths[role], carried)
 
@@ -90,7 +103,10 @@ def load(job: Job, fixed: Volume, moving: Volume, images: Images) -> Companions:
 
     found = Companions(
         tuple(_on_grid(images.labels(path, job.max_voxels), moving) for path in job.moving_labels),
-        tuple(images.image(path, job.max_voxels) for path in job.also),
+        tuple(
+            open_source(path, job.interpolation, job.fill, job.max_voxels, images.channel, images.labels)
+            for path in job.also
+        ),
         labels(job.fixed_labels, fixed),
         labels(job.fixed_mask, fixed),
         labels(job.moving_mask, moving),
@@ -104,24 +120,25 @@ def load(job: Job, fixed: Volume, moving: Volume, images: Images) -> Companions:
 
 
 def move(companions: Companions, job: Job, fixed: Volume, forward: FieldMap, affine: Matrix) -> Moved:
-    """Images and labels onto the fixed grid, one interpolation each; points to the other side.
+    """Labels onto the fixed grid, images and series when they are written, one interpolation each; points to the
+    other side.
 
     Args:
         forward: the total map on the fixed grid; affine: (4, 4) the affine part in it.
     """
     volumes: dict[str, npt.NDArray[Any]] = {}
+    points = None
     if companions.labels or companions.channels:
         points = transform_points(fixed.grid.world_from_vox, lattice(fixed.grid.shape)) + forward.field
         for number, volume in enumerate(companions.labels, start=1):
             volumes[numbered("warped_labels", number)] = at(volume, points, job.label_interpolation, 0)
-        for number, volume in enumerate(companions.channels, start=1):
-            volumes[numbered("warped_also", number)] = at(volume, points, "linear", job.fill)
     carried = {}
     if companions.fixed_points:
         carried["fixed_points"] = carry(companions.fixed_points, forward)
     if companions.moving_points:
         carried["moving_points"] = carry(companions.moving_points, InverseMap(forward, affine))
-    return Moved(volumes, carried)
+    channels = {numbered("warped_also", number): source for number, source in enumerate(companions.channels, start=1)}
+    return Moved(volumes, channels, points, carried)
 
 
 def _on_grid(labels: Volume, image: Volume) -> Volume:

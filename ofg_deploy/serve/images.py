@@ -34,6 +34,10 @@ class Images:
         """As ``nifti.load_image``, read-only."""
         return self._get(load_image, path, max_voxels)
 
+    def channel(self, path: Path, max_voxels: int) -> Volume:
+        """As ``image``, where one value everywhere will do."""
+        return self._get(_any_image, path, max_voxels)
+
     def labels(self, path: Path, max_voxels: int) -> Volume:
         """As ``nifti.load_labels``, read-only."""
         return self._get(load_labels, path, max_voxels)
@@ -71,6 +75,10 @@ class Images:
                 if size == 0 or total > self._max_bytes:
                     del self._kept[key]
                     total -= size
+
+
+def _any_image(path: Path, max_voxels: int) -> Volume:
+    return load_image(path, max_voxels, constant=True)
 
 
 def _frozen(volume: Volume) -> Volume:

@@ -36,7 +36,8 @@ class Job:
         init: alignment to start from, or the path of an ITK affine; None means the one the network was trained with.
         moving_labels: label maps on the moving image, warped too.
         fixed_labels: label map on the fixed image; only compared (Dice, HD95) with the first of ``moving_labels``.
-        fill: value of the warped image where the map leaves the moving field of view.
+        fill: value of warped images where the map leaves the field of view; None for the background of each image.
+        interpolation: of ``also``; None for ``nearest`` where it is a label map, and ``linear`` otherwise.
         overwrite: replace outputs of an earlier run.
         command: recorded in the sidecar.
         field_format: write the transform in this form as well; the one of ITK is always there.
@@ -60,7 +61,7 @@ class Job:
     init: Init | Path | None = None
     moving_labels: tuple[Path, ...] = ()
     fixed_labels: Path | None = None
-    fill: float = 0.0
+    fill: float | None = None
     overwrite: bool = False
     command: list[str] = field(default_factory=list)
     field_format: Dialect = "itk"
@@ -75,12 +76,13 @@ class Job:
     moving_points: Path | None = None
     points_frame: PointsFrame = "ras"
     inverse: bool = False
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         if self.fixed_labels and not self.moving_labels:
             raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
-        if not np.isfinite(self.fill):
-            raise UsageError(f"--fill {self.fill}: a finite number is needed")
+        if self.fill is not None and not np.isfinite(self.fill):
+            raise UsageError(f"--fill {self.fill}: a finite number is needed, or auto")
         if self.label_interpolation not in OF_LABELS:
             raise UsageError(f"--label-interpolation {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
         if self.field_format == "l2r":
@@ -101,7 +103,8 @@ class Job:
     def options(self) -> dict[str, Any]:
         """What decides the results beside the inputs, the start and the model; as JSON has it."""
         return {
-            "fill": self.fill,
+            "fill": "auto" if self.fill is None else self.fill,
+            "interpolation": self.interpolation or "auto",
             "format": self.field_format,
             "refine": self.refinement.optimiser.steps if self.refinement else 0,
             "grid": list(self.grid) if self.grid else None,
@@ -162,6 +165,16 @@ class Job:
 def numbered(role: str, number: int) -> str:
     """Role of the first, second, ... file of a kind: ``warped_labels``, ``warped_labels_2``."""
     return role if number == 1 else f"{role}_{number}"
+
+
+def parse_fill(text: str) -> float | None:
+    """What ``--fill`` means; None for ``auto``. Raises UsageError for what is not a number."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--fill {text}: a finite number is needed, or auto") from error
 
 
 def parse_init(text: str | None) -> Init | Path | None:

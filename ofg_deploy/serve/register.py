@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ofg_deploy.background import Background
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.geometry import Matrix
@@ -27,7 +28,8 @@ from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
-from ofg_deploy.transform.maps import FieldMap, field_map
+from ofg_deploy.transform.maps import FieldMap, Inside, field_map
+from ofg_deploy.transform.source import Source
 
 Align = Callable[[Start, Volume, Volume], Matrix]  # a start, fixed, moving -> (4, 4) moving_from_fixed
 
@@ -135,11 +137,14 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         source = f"the field of this {engine.contract.network} model for {job.fixed} and {job.moving}"
         forward = field_map(displacement, fixed.grid, source)
     with clock("warp"):
-        warped = warp(moving.data, moving.grid, fixed.grid, displacement, fill=job.fill)
+        fill = pair.background if job.fill is None else Background.given(job.fill)
+        warped = warp(moving.data, moving.grid, fixed.grid, displacement, fill=np.nan)
+        inside = ~np.isnan(warped)
+        warped[~inside] = fill.value
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)
     inverse = _invert(job, forward, pair, moving, clock)
     with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths, ThreadPoolExecutor(1) as pool:
-        measured = pool.submit(_measure, prepared, network_vox, warped, displacement, moved)
+        measured = pool.submit(_measure, prepared, network_vox, warped, inside, displacement, moved)
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
             save_volume(partial["warped"], warped, fixed.grid, fixed.space_code)
@@ -150,9 +155,9 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
                 save_transform(partial["inverse"], inverse.field, inverse.grid, moving.space_code)
             moved.save(partial, fixed)
         numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
-        inputs = {"fixed": fixed, "moving": moving, **beside.volumes()}
+        inputs: dict[str, Volume | Source] = {"fixed": fixed, "moving": moving, **beside.volumes()}
         record = sidecar.record(
-            job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined
+            job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined, fill
         )
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
@@ -174,11 +179,13 @@ def _invert(job: Job, forward: FieldMap, pair: PreparedPair, moving: Volume, clo
         return inverse_field(forward, pair.moving_from_fixed, moving.grid)
 
 
-def _measure(prepared: Prepared, network_vox: Field, warped: Any, displacement: Field, moved: Moved) -> dict[str, Any]:
+def _measure(
+    prepared: Prepared, network_vox: Field, warped: Any, inside: Inside, displacement: Field, moved: Moved
+) -> dict[str, Any]:
     """While the files are written: packing a field takes one core and as long."""
     fixed, beside = prepared.fixed, prepared.beside
     with prepared.clock("measure"):
-        numbers = measure(prepared.pair, network_vox, fixed, prepared.moving, warped, displacement)
+        numbers = measure(prepared.pair, network_vox, fixed, prepared.moving, warped, inside, displacement)
         if beside.fixed_labels:
             numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
     return numbers
@@ -188,7 +195,12 @@ def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> R
     if not job.refinement:
         return None
     with clock("refine"):
-        return refine(network_vox, pair.moving, pair.fixed, job.refinement)
+        # Its kernels take what lies outside for 0, and local correlation does not see a constant.
+        fixed, moving = (
+            image - np.float32(empty) if empty else image
+            for image, empty in zip((pair.fixed, pair.moving), pair.empty, strict=True)
+        )
+        return refine(network_vox, moving, fixed, job.refinement)
 
 
 def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy import __version__
+from ofg_deploy.background import Background
 from ofg_deploy.nifti import Volume
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import Init, PreparedPair
@@ -20,6 +21,7 @@ from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.refinement import Refined
 from ofg_deploy.transform.inverse import InverseField
+from ofg_deploy.transform.source import Source
 
 SCHEMA = 1
 
@@ -30,14 +32,16 @@ def record(
     engine: Engine,
     pair: PreparedPair,
     outputs: dict[str, Path],
-    inputs: dict[str, Volume],
+    inputs: dict[str, Volume | Source],
     numbers: dict[str, Any],
     seconds: dict[str, float],
     moved: Moved,
     inverse: InverseField | None,
     refined: Refined | None,
+    fill: Background,
 ) -> dict[str, Any]:
-    """Its content; ``inputs`` by role as they were read, ``seconds`` by stage."""
+    """Its content; ``inputs`` by role as they were read, ``seconds`` by stage, ``fill`` of the warped image."""
+    channels = {role: source for role, source in inputs.items() if isinstance(source, Source)}
     warnings = [line for volume in inputs.values() for line in volume.warnings] + pair.warnings() + moved.warnings()
     if inverse and inverse.without_percent:
         warnings.append(f"the map has no inverse at {inverse.without_percent:.3g} % of the moving voxels it reaches")
@@ -54,6 +58,8 @@ def record(
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
         "model": {"sha256": engine.model_sha256, **asdict(engine.contract)},
         "network_grid": {"shape": pair.grid.shape, "spacing_mm": pair.grid.spacing_mm},
+        "fill": {"moving": fill.record(), **{role: source.fill.record() for role, source in channels.items()}},
+        **({"interpolation": {role: _interpolation(source) for role, source in channels.items()}} if channels else {}),
         "init": str(init),
         "start": _start(init, pair),
         "runtime": {"name": engine.runtime, "provider": engine.provider, "machine": platform.machine()},
@@ -64,6 +70,11 @@ def record(
         **({"points": moved.record()} if moved.points else {}),
         **({"inverse": _inverse(inverse)} if inverse else {}),
     }
+
+
+def _interpolation(source: Source) -> dict[str, Any]:
+    series = {"volumes": source.time.volumes} if source.time else {}
+    return {"method": source.interpolation, "found": source.by or None, **series}
 
 
 def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:
@@ -80,7 +91,7 @@ def _inverse(inverse: InverseField) -> dict[str, Any]:
     }
 
 
-def describe(volume: Volume) -> dict[str, Any]:
+def describe(volume: Volume | Source) -> dict[str, Any]:
     """An input's file and geometry."""
     return {
         "path": str(volume.path.absolute()),

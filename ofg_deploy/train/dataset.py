@@ -32,7 +32,7 @@ from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
-CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
+CACHE_VERSION = 5  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")

@@ -1,4 +1,4 @@
-"""An image, or what belongs to one, seen on another grid through a map: one interpolation."""
+"""An image, or what belongs to one, at any positions: one interpolation."""
 
 from __future__ import annotations
 
@@ -7,56 +7,36 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import UsageError
 from ofg_deploy.field import sample
-from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
+from ofg_deploy.geometry import Matrix, transform_points
 from ofg_deploy.nifti import Volume
-from ofg_deploy.transform.maps import Inside, WorldMap, on_grid
 
 Interpolation = Literal["linear", "nearest", "genericlabel", "bspline"]
 OF_LABELS: tuple[Interpolation, ...] = ("nearest", "genericlabel")
 
 
-def through(
-    world_map: WorldMap, moving: Volume, reference: Grid, interpolation: Interpolation, fill: float
-) -> tuple[npt.NDArray[Any], Inside]:
-    """``moving`` on the reference grid, and where the map is known; ``fill`` elsewhere and outside the moving image.
-
-    Raises:
-        UsageError: a fill that the type of a label map does not hold.
-    """
-    if moving.data.dtype.kind != "f" and not (
-        (limits := np.iinfo(moving.data.dtype)).min <= fill <= limits.max  # numpy or numba would take another number
-    ):
-        raise UsageError(
-            f"--fill {fill:g}: {moving.path} is {moving.data.dtype}, which holds {limits.min} to {limits.max}"
-        )
-    displacement, inside = on_grid(world_map, reference)
-    values = at(
-        moving, transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement, interpolation, fill
-    )
-    values[~inside] = fill
-    return values, inside
-
-
 def at(volume: Volume, points: Matrix, interpolation: Interpolation, fill: float) -> npt.NDArray[Any]:
-    """Values at world points (3, ...). A voxel reaches half a voxel beyond its centre, past that ``fill``.
+    """Values at world points (3, ...): as ``at_index``."""
+    return at_index(volume.data, transform_points(volume.grid.vox_from_world, points), interpolation, fill)
+
+
+def at_index(data: npt.NDArray[Any], index: Matrix, interpolation: Interpolation, fill: float) -> npt.NDArray[Any]:
+    """Values at voxel positions (3, ...). A voxel reaches half a voxel beyond its centre, past that ``fill``.
 
     ``linear``; ``nearest``; ``genericlabel``, the label of the largest linear weight (``kernels/labels``); ``bspline``,
     cubic, mirrored at the faces as in ITK, which may leave the image's range.
     """
-    index = transform_points(volume.grid.vox_from_world, points)
     if interpolation == "genericlabel":
         from ofg_deploy.kernels.labels import weightiest
 
-        found = np.empty(points.shape[1:], volume.data.dtype)
-        weightiest(volume.data, index.reshape(3, -1), int(fill), found.reshape(-1))
+        found = np.empty(index.shape[1:], data.dtype)
+        weightiest(data, index.reshape(3, -1), int(fill), found.reshape(-1))
         return found
     if interpolation == "bspline":
         from scipy.ndimage import map_coordinates, spline_filter
 
-        coefficients = spline_filter(volume.data.astype(np.float64), order=3, mode="mirror")
+        coefficients = spline_filter(data.astype(np.float64), order=3, mode="mirror")
         values = map_coordinates(coefficients, index, order=3, mode="mirror", prefilter=False)
-        known = sample(np.ones(volume.data.shape, dtype=np.float32), index, order=0) > 0
+        known = sample(np.ones(data.shape, dtype=np.float32), index, order=0) > 0
         return np.where(known, values, fill).astype(np.float32)
-    return sample(volume.data, index, 1 if interpolation == "linear" else 0, fill)
+    return sample(data, index, 1 if interpolation == "linear" else 0, fill)
