@@ -220,11 +220,11 @@ def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Sta
         grid=grid,
         moving_from_fixed=moving_from_fixed,
         overlap=overlap,
-        outside=_content_outside(fixed_unit, fixed.grid, grid),
+        outside=content_outside(fixed_unit, fixed.grid, grid),
     )
 
 
-def _content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> float:
+def content_outside(unit: npt.NDArray[Any], source: Grid, network: Grid) -> float:
     """Share of voxels above 0.05 whose centres lie beyond the network's field of view."""
     from ofg_deploy.kernels.sampling import count_beyond
     from ofg_deploy.kernels.slabs import over_slabs
