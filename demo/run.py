@@ -1,6 +1,6 @@
-"""The whole product on real anatomy: train with guidance, export only the network, register held-out subjects, look.
+"""Two heads registered by one command; then the whole pipeline in small: train, export, bench, register.
 
-Everything goes through the public command line. Registration runs where torch and onnx cannot be imported.
+Everything goes through the public command line. The exported networks run where torch and onnx cannot be imported.
 
     make demo          (or: python demo/run.py)
 """
@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
+import heads
+import picture
 from rich.console import Console
 from rich.table import Table
 from subjects import write_subjects
 
-from ofg_deploy.report.figure import pair_figure
-from ofg_deploy.report.measures import MEASURES
+from ofg_deploy.report.measures import MEASURES, NONE
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.write import Report, write
 
@@ -29,13 +30,17 @@ DEMO = Path(__file__).resolve().parent
 WORK, REPORT, PICTURE = DEMO / "work", DEMO / "report.html", DEMO / "report.png"
 
 GRID = ("--grid", 32, 48, 32, "--spacing", 5, 5, 5, "--init", "none")
-LENGTH = ("--epochs", 8, "--steps-per-epoch", 50, "--validate-every", 4)
+LENGTH = ("--epochs", 6, "--steps-per-epoch", 50, "--validate-every", 3)
 # Chosen on the validation subjects. The published recipe (learning rate 1e-4, 500 epochs) needs hours, not minutes.
 OFG = ("--lr", 1.5e-3, "--recipe", "paper", "--guidance-steps", 5, "--guidance-lr", 0.2, "--guidance-smoothness", 4)
 UNSUPERVISED = ("--lr", 1.5e-3, "--guidance", "none")
 METHODS = {"OFG": OFG, "unsupervised": UNSUPERVISED}
 COLUMNS = ("dice_before", "dice_after", "ncc_before", "ncc_after", "folding_percent", "min_jacobian", "seconds")
-CLEAR_RISE = 0.03  # of the mean held-out Dice: less and the demo has failed
+CLEAR_RISE = 0.2  # of the heads' Dice over the affine start: less and the demo has failed
+TOO_SHORT = (
+    "Three hundred training steps show that everything works, and are far too few to judge a network by: the published "
+    "recipe takes 500 epochs. How guided and unsupervised training compare on real images is in docs/guidance.md."
+)
 
 NO_TORCH = (
     "import sys; sys.modules.update(torch=None, onnx=None); sys.argv[0] = 'ofg'; "
@@ -46,17 +51,22 @@ NO_TORCH = (
 def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(WORK, ignore_errors=True)
-    say("Making subjects from the MNI152 template: random smooth diffeomorphisms, contrasts, bias fields, noise")
+    say("Two heads made from the MNI152 template, registered as typed: ofg register fixed.nii.gz moving.nii.gz")
+    heads.write_heads(WORK / "heads")
+    results = heads.register(WORK / "heads")
+    PICTURE.write_bytes(picture.draw(WORK / "heads", results))
+    print_heads(results)
+    say("The pipeline in small: subjects under random smooth diffeomorphisms, contrasts, bias fields, noise")
     write_subjects(WORK)
     write_pairs(WORK / "pairs.csv")
-    say("Training with and without guidance, side by side; then exporting only the network")
+    say("Training with and without guidance at the same time; then exporting only the network")
     with ThreadPoolExecutor(2) as pool:  # a small network gains little from a second thread
         list(pool.map(train_and_export, METHODS, METHODS.values()))
     say("Registering held-out subjects, with torch and onnx out of the picture")
     jobs = [(name, subject) for subject in held_out() for name in METHODS]
     with ThreadPoolExecutor(2) as pool:  # much of a command's time is starting Python
         registrations = list(pool.map(register, *zip(*jobs, strict=True)))
-    say("The price of guidance at inference")
+    say("What guidance costs at inference: nothing")
     models = [WORK / f"{name}.onnx" for name in METHODS]
     ofg(None, "bench", *models, "--repeats", 20, "--json", WORK / "bench.json")
     minutes = (time.perf_counter() - started) / 60
@@ -66,14 +76,15 @@ def main() -> None:
         "size than the training scans. Labels (CSF, grey and white matter) are true by construction.",
         "Two networks of the same graph saw the same pairs for the same few hundred steps, a fraction of a real "
         "training: one with On-the-Fly Guidance, one without. They were run by ONNX Runtime in processes where neither "
-        f"torch nor onnx could be imported. The whole demo took {minutes:.1f} minutes.",
+        f"torch nor onnx could be imported. {TOO_SHORT} The whole demo took {minutes:.1f} minutes.",
     ]
     write(Report(REPORT, None, "On-the-Fly Guidance on held-out scans", intro, overwrite=True), registrations)
-    PICTURE.write_bytes(pair_figure(*registrations[: len(METHODS)]))
-    rise = print_table(registrations)
-    print(f"report: {REPORT}")
-    if not rise >= CLEAR_RISE:
-        sys.exit(f"demo: error: mean Dice of OFG rose by {rise:.3f}, at least {CLEAR_RISE} was expected")
+    print_table(registrations)
+    Console().print(TOO_SHORT)
+    print(f"picture: {PICTURE}\nreport: {REPORT}")
+    dice = {result.name: result.dice for result in results}
+    if not dice["ofg register"] >= dice["affine"] + CLEAR_RISE:
+        sys.exit(f"demo: error: Dice of the heads is {dice}, a rise of at least {CLEAR_RISE} was expected")
 
 
 def write_pairs(path: Path) -> None:
@@ -125,15 +136,23 @@ def register(method: str, subject: str) -> Registration:
     return Registration(out / f"template_to_{subject}.json", method)
 
 
-def print_table(registrations: list[Registration]) -> float:
-    """The means by method; how much the Dice of OFG rose over the identity."""
+def print_heads(results: list[heads.Result]) -> None:
+    """A row for each way to register the heads."""
+    table = Table("method", "Dice", "folding (%)", "seconds", title="two heads, mean Dice of three tissues")
+    for result in results:
+        took = NONE if result.seconds is None else f"{result.seconds:.1f}"
+        table.add_row(result.name, f"{result.dice:.3f}", f"{result.folding_percent:.3f}", took)
+    Console().print(table)
+
+
+def print_table(registrations: list[Registration]) -> None:
+    """The means by method."""
     columns = [measure for measure in MEASURES if measure.key in COLUMNS]
     table = Table("method", *(c.title for c in columns), title=f"mean of {len(held_out())} held-out subjects")
     for method in METHODS:
         numbers = [r.numbers for r in registrations if r.method == method]
         table.add_row(method, *(c.show(fmean(n[c.key] for n in numbers)) for c in columns))
     Console().print(table)
-    return fmean(r.numbers["dice_gain"] for r in registrations if r.method == "OFG")
 
 
 def say(text: str) -> None:

@@ -229,24 +229,34 @@ def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Sta
     if overlap == 0.0:
         raise GeometryError(_no_overlap(fixed, moving, "after the start"))
     grid = network_grid(fixed.grid, wanted.shape, wanted.spacing_mm, wanted.axes)
-    background = Background.of(moving.data)
-    fixed_unit, fixed_empty = wanted.intensity.apply_with(fixed, Background.of(fixed.data).value)
-    moving_unit, moving_empty = wanted.intensity.apply_with(moving, background.value)
-    # A dark background stays the 0 that networks are trained with; noise in the air makes no difference to them.
-    fixed_empty, moving_empty = (0.0 if abs(empty) <= DARK else empty for empty in (fixed_empty, moving_empty))
+    fixed_unit, fixed_empty, _ = normalised(fixed, wanted.intensity)
+    moving_unit, moving_empty, background = normalised(moving, wanted.intensity)
     return PreparedPair(
         fixed=resample(fixed_unit, fixed.grid, grid, np.eye(4), fill=fixed_empty),
         moving=resample(moving_unit, moving.grid, grid, moving_from_fixed, fill=moving_empty),
         grid=grid,
         moving_from_fixed=moving_from_fixed,
         overlap=overlap,
-        outside=_content_outside(fixed_unit, fixed_empty, fixed.grid, grid),
+        outside=content_outside(fixed_unit, fixed_empty, fixed.grid, grid),
         background=background,
         empty=(fixed_empty, moving_empty),
     )
 
 
-def _content_outside(unit: npt.NDArray[Any], empty: float, source: Grid, network: Grid) -> float:
+def normalised(volume: Volume, intensity: Intensity) -> tuple[npt.NDArray[np.float32], float, Background]:
+    """The image after the recipe, what its background is there, and its background as it is stored.
+
+    A dark background stays the 0 that networks are trained with; noise in the air makes no difference to them.
+
+    Raises:
+        InputError: the recipe leaves a constant image.
+    """
+    background = Background.of(volume.data)
+    unit, empty = intensity.apply_with(volume, background.value)
+    return unit, 0.0 if abs(empty) <= DARK else empty, background
+
+
+def content_outside(unit: npt.NDArray[Any], empty: float, source: Grid, network: Grid) -> float:
     """Share of the voxels more than 0.05 off the background whose centres lie beyond the network's field of view."""
     from ofg_deploy.kernels.sampling import count_beyond
     from ofg_deploy.kernels.slabs import over_slabs

@@ -308,6 +308,24 @@ def test_files_are_compared_with_the_first(tmp_path, make_grid, world_image, wor
     }
 
 
+def test_content_outside_the_models_grid_is_known_beforehand(tmp_path, make_grid, tiny_model, write_nifti, run_cli):
+    """The share that ``ofg register`` warns about, counted here: a bright box, half of it beyond the grid."""
+    model = tiny_model(shape=(14, 18, 16), spacing_mm=(4.0, 4.5, 5.0))
+    half = [n * s / 2 for n, s in zip((14, 18, 16), (4.0, 4.5, 5.0), strict=True)]
+    grid = make_grid("LPS", (60, 62, 64), (2.0, 2.1, 2.2))
+    centres = np.indices(grid.shape, dtype=float) - (np.array(grid.shape)[:, None, None, None] - 1) / 2
+    inside = np.all([abs(c * s) < h for c, s, h in zip(centres, grid.spacing_mm, half, strict=True)], axis=0)
+    content = np.zeros(grid.shape, np.float32)
+    content[20:40, 20:42, 4:60] = np.random.default_rng(0).uniform(50, 100, (20, 22, 56))
+    path = write_nifti(tmp_path / "long.nii.gz", content, grid.world_from_vox)
+    share = ((content > 0) & ~inside).sum() / (content > 0).sum()
+    assert 0.1 < share < 0.5
+    code, [record], _ = check(run_cli, path, "-m", model.path)
+    assert code == 0
+    said = found(record, "grid")["found"]
+    assert f" {share:.0%} of its content" in said
+
+
 def test_a_model_is_compared_by_its_recipe_and_grid(path, tiny_model, run_cli):
     ct = tiny_model(intensity=Intensity("window", -900, 100)).path
     code, [record], _ = check(run_cli, path, "-m", ct)

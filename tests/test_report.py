@@ -20,7 +20,7 @@ from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_image
 from ofg_deploy.report.figure import pair_figure
-from ofg_deploy.report.panels import _shrink, checkerboard, jacobian_picture, lattice, outlines, panels
+from ofg_deploy.report.panels import _shrink, checkerboard, jacobian_picture, largest_labels, lattice, outlines, panels
 from ofg_deploy.report.png import FOLD, NEUTRAL, PALETTE, encode, grey, signed
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.view import LARGEST, View, Window, best_view, views
@@ -127,6 +127,27 @@ def test_best_view_is_the_plane_of_acquisition(make_grid: Callable[..., Grid]) -
     assert [view.name for view in views(thick, Window(data))] == ["axial"]  # the others would be stripes
     near = Volume(data, make_grid("RAS", (12, 14, 16), (1.0, 1.0, 3.0)), Path("image.nii"))
     assert [view.name for view in views(near, Window(data))] == ["axial", "coronal", "sagittal"]
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_radiological_pictures_are_the_others_mirrored(
+    make_grid: Callable[..., Grid], world_image: Callable[..., np.ndarray], across: int
+) -> None:
+    """Images, displacements and Jacobian alike, but for the sagittal plane, in which left and right are not seen."""
+    grid = make_grid("left-handed", (15, 17, 13), (4.0, 4.1, 4.2))
+    data = world_image(grid)
+    volume, window = Volume(data, grid, Path("image.nii")), Window(data)
+    usual, mirrored = View(volume, across, window), View(volume, across, window, radiological=True)
+    turn = (lambda picture: picture) if across == 0 else np.fliplr
+    sign = 1 if across == 0 else -1
+    field = np.random.default_rng(0).normal(0, 1, (3, *grid.shape)).astype(np.float32)
+    assert (usual.ends, mirrored.ends) == (("PA", "PA") if across == 0 else ("LR", "RL"))
+    assert mirrored.cut(data) == pytest.approx(turn(usual.cut(data)), abs=0)
+    assert mirrored.cut_moving(volume) == pytest.approx(turn(usual.cut_moving(volume)), abs=1e-4)
+    assert mirrored.cut_determinant(field) == pytest.approx(turn(usual.cut_determinant(field)), abs=1e-5)
+    (dx, dy), (dx_mirrored, dy_mirrored) = (v.cut_deformation(field, np.eye(4)) for v in (usual, mirrored))
+    assert dx_mirrored == pytest.approx(sign * turn(dx), abs=1e-5)
+    assert dy_mirrored == pytest.approx(turn(dy), abs=1e-5)
 
 
 @pytest.mark.parametrize("across", [0, 1, 2])
@@ -257,6 +278,22 @@ def test_panels_show_what_their_files_hold(sidecars: dict[str, Path]) -> None:
     numbers = json.loads(sidecars["labelled"].read_text())["metrics"]
     assert shown["after"].note == f"NCC {numbers['ncc_after']:.3f}"
     assert shown["labels"].note == f"Dice {numbers['dice_before']:.3f} → {numbers['dice_after']:.3f}"
+
+
+def test_many_labels_the_largest_are_outlined(sidecars: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = [np.array([[0, 5, 5], [7, 7, 7]]), np.array([[5, 5, 9]])]
+    assert largest_labels(cuts) == [5, 7, 9]
+    monkeypatch.setattr("ofg_deploy.report.panels.OUTLINED", 1)
+    registration = Registration(sidecars["labelled"])
+    [panel] = [panel for panel in panels(registration) if panel.key == "labels"]
+    labels = np.asarray(nib.load(registration.file("fixed_labels")).dataobj)
+    cuts = [plane.view.cut(labels) for plane in panel.planes]
+    largest, *others = largest_labels(cuts)
+    assert others
+    assert panel.note.endswith(f", the largest 1 of {1 + len(others)} labels outlined")
+    for plane, cut in zip(panel.planes, cuts, strict=True):
+        wanted = outlines(plane.view, np.where(cut == largest, cut, 0))
+        assert np.ravel(plane.curves[0].lines) == pytest.approx(np.ravel(wanted))
 
 
 def test_folded_voxels_are_white(sidecars: dict[str, Path]) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from report_pairs import GOOD, Done, Page, run_ofg, write_pair
 
+from ofg_deploy.report.measures import NONE
+
 HOSTILE = "<img src=x onerror=alert(1)>&\"'_to_\té\n"
 posix = pytest.mark.skipif(os.name != "posix", reason="such file names need a POSIX file system")
 
@@ -292,3 +294,64 @@ def test_errors_are_one_line_and_leave_nothing(
     assert told in done.stderr
     assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == before
     assert (tmp_path / "pairs/qc.tsv").read_text() == "mine"
+
+
+def test_a_warning_of_the_registration_is_at_least_warn(ofg: Callable[..., Done], tmp_path: Path) -> None:
+    """Text and status in the terminal, in the table and in the page; a failure stays one."""
+    said = "93 % of the fixed image's content lies outside the network's grid"
+    for name, numbers in (("a_to_f", {}), ("b_to_f", {"folding_percent": 30.0}), ("c_to_f", {})):
+        path = write_pair(tmp_path, name, **numbers)
+        if name != "c_to_f":
+            path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": [said]}))
+    done = ofg(tmp_path)
+    assert done.returncode == 0
+    assert "3 pairs: 1 pass, 1 warn, 1 fail" in done.stdout
+    assert f"a_to_f: warn: {said}" in done.stdout
+    rows = tsv(tmp_path / "qc.tsv")
+    assert {name: row["status"] for name, row in rows.items()} == {"a_to_f": "warn", "b_to_f": "fail", "c_to_f": "pass"}
+    assert rows["b_to_f"]["reasons"].endswith(f"warn: {said}")
+    assert (
+        Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.count(said) == 4
+    )  # table and figure of both
+
+
+@pytest.mark.parametrize("warnings", ["all is well", [3], {"a": "b"}])
+def test_warnings_that_are_none_are_damage(ofg: Callable[..., Done], tmp_path: Path, warnings: object) -> None:
+    path = write_pair(tmp_path, "a_to_f")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": warnings}))
+    done = ofg(tmp_path)
+    assert done.returncode == 6
+    assert "is a damaged sidecar: warnings" in done.stderr
+
+
+def test_an_earlier_report_is_replaced_and_another_file_is_not(ofg: Callable[..., Done], tmp_path: Path) -> None:
+    write_pair(tmp_path, "a_to_f", folding_percent=0.4)
+    assert ofg(tmp_path).returncode == 0
+    assert ofg(tmp_path, "--limit", "folding_percent=0.3").returncode == 0
+    assert tsv(tmp_path / "qc.tsv")["a_to_f"]["status"] == "fail"
+    (tmp_path / "report.html").write_text("<html>mine</html>")
+    assert ofg(tmp_path).returncode == 3
+    assert (tmp_path / "report.html").read_text() == "<html>mine</html>"
+
+
+def test_the_page_names_images_model_and_labels(ofg: Callable[..., Done], tmp_path: Path) -> None:
+    path = write_pair(tmp_path, "a_to_f", seed=4)
+    record = json.loads(path.read_text())
+    record |= {
+        "version": "1.2.3",
+        "model": {"network": "lku-net", "sha256": "0123456789abcdef" * 4},
+        "runtime": {"name": "onnxruntime 1.2", "provider": "CPU"},
+    }
+    record["metrics"] |= {
+        "dice_per_label": {"17": 0.8125, "4": 0.5},
+        "dice_before_per_label": {"17": 0.25, "<b>": 0.5},
+        "hd95_mm_per_label": {"4": None, "17": 2.5},
+    }
+    path.write_text(json.dumps(record))
+    assert ofg(tmp_path).returncode == 0
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for text in ("4-fixed.nii.gz", "4-moving.nii.gz", "lku-net", "0123456789ab", "onnxruntime 1.2", "ofg_deploy 1.2.3"):
+        assert text in page.text
+    assert str(tmp_path) not in page.text  # names, not places
+    rows = {cells[0]: cells[1:] for cells in page.cells if cells and cells[0] in ("4", "17", "<b>")}
+    assert rows == {"4": [NONE, "0.500", NONE], "17": ["0.250", "0.812", "2.50"], "<b>": ["0.500", NONE, NONE]}

@@ -38,7 +38,8 @@ def test_direction_of_every_measure_is_what_it_means() -> None:
     high = {"hd95_mm", "folding_percent", "sdlogj", "displacement_mm_max", "inverse_p99_mm", "outlier_z"}
     assert {key for key, measure in JUDGED.items() if measure.worse == "high"} == high
     low = {f"{kind}_{when}" for kind in ("dice", "ncc", "mi") for when in ("after", "gain")}
-    assert {key for key, measure in JUDGED.items() if measure.worse == "low"} == low | {"min_jacobian", "overlap"}
+    low |= {"dice_over_start", "mi_over_start", "min_jacobian", "overlap"}
+    assert {key for key, measure in JUDGED.items() if measure.worse == "low"} == low
     assert len({measure.key for measure in MEASURES}) == len(MEASURES)
 
 
@@ -122,10 +123,22 @@ def test_robust_z_of_a_normal_sample_counts_standard_deviations() -> None:
     assert robust_z(list(values)) == pytest.approx((values - 3) / 0.2, abs=0.15)
 
 
-def test_what_the_table_does_not_show_makes_no_outlier() -> None:
-    rows: list[dict[str, float | None]] = [{"folding_percent": 0.0} for _ in range(9)]
-    assert scores([*rows, {"folding_percent": 1e-5}])[9] == (pytest.approx(0.01), "folding_percent")
-    assert scores([*rows, {"folding_percent": 0.5}])[9] == (pytest.approx(0.5 / (1.253314 * 0.05)), "folding_percent")
+def test_a_deviation_that_does_not_matter_makes_no_outlier() -> None:
+    """Most pairs fold nowhere, so that the spread is nearly zero; 0.17 % of the voxels is still no reason to look."""
+    rows: list[dict[str, float | None]] = [{"folding_percent": 1e-5 * at} for at in range(36)]
+    unbounded = robust_z([*(1e-5 * at for at in range(36)), 0.17])[-1]
+    assert unbounded > 200
+    [*_, (z, measure)] = scores([*rows, {"folding_percent": 0.17}])
+    assert (z, measure) == (pytest.approx(3.5 * 0.17 / 0.5, rel=1e-2), "folding_percent")
+    [*_, (z, _)] = scores([*rows, {"folding_percent": 0.8}])
+    assert z == pytest.approx(3.5 * 0.8 / 0.5, rel=1e-2)  # this one is
+
+
+def test_floors_of_distances_follow_the_anatomy() -> None:
+    """5 mm more than 20 mm is nothing, 5 mm more than 2 mm is: the floor is a share of the median."""
+    for median, seen in ((20.0, False), (2.0, True)):
+        rows: list[dict[str, float | None]] = [{"hd95_mm": median + 1e-3 * at} for at in range(-5, 6)]
+        assert (scores([*rows, {"hd95_mm": median + 5}])[-1][0] > 3.5) == seen  # type: ignore[index]
 
 
 def test_an_outlier_is_one_on_the_bad_side_only() -> None:
@@ -135,14 +148,17 @@ def test_an_outlier_is_one_on_the_bad_side_only() -> None:
         for _ in range(20)
     ]
     rows[3] |= {"ncc_after": 0.8, "hd95_mm": 1.0}  # a low correlation is bad, a short distance is not
-    rows[5] |= {"hd95_mm": 4.0, "ncc_after": 1.0}
+    rows[5] |= {"hd95_mm": 9.0, "ncc_after": 1.0}
     rows[7] |= {"ncc_before": 0.0}  # describes the images, not their registration
     rows[9] = {}
     found = scores(rows)
     ncc, hd95 = (np.array([r[key] for r in rows if r], dtype=float) for key in ("ncc_after", "hd95_mm"))
     by_ncc = 0.6745 * (0.8 - np.median(ncc)) / np.median(np.abs(ncc - np.median(ncc)))
-    by_hd95 = 0.6745 * (4.0 - np.median(hd95)) / np.median(np.abs(hd95 - np.median(hd95)))
-    assert found[3] == (pytest.approx(-by_ncc), "ncc_after")
+    by_hd95 = 0.6745 * (9.0 - np.median(hd95)) / np.median(np.abs(hd95 - np.median(hd95)))
+    assert min(-by_ncc, by_hd95) > 3.5
+    floors = 0.05 / 3.5, 0.3 * float(np.median(hd95)) / 3.5  # a spread counts as at least this
+    assert found[3] == (pytest.approx((np.median(ncc) - 0.8) / floors[0]), "ncc_after")
+    by_hd95 = (9.0 - np.median(hd95)) / floors[1]
     assert found[5] == (pytest.approx(by_hd95), "hd95_mm")
     assert found[9] is None
     assert found[7] is not None

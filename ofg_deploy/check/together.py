@@ -10,11 +10,11 @@ from ofg_deploy.appearance import Appearance, Look, likeness, thumbnail
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import resample
-from ofg_deploy.geometry import Grid, describe_extent, overlap_fraction
+from ofg_deploy.geometry import Grid, describe_extent, network_grid, overlap_fraction
 from ofg_deploy.metrics import ncc
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
-from ofg_deploy.preprocess import LITTLE_OVERLAP, NetworkInput
+from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, content_outside, normalised
 
 if TYPE_CHECKING:
     from ofg_deploy.check.examine import Examined
@@ -67,7 +67,7 @@ def beside_model(file: Examined, contract: Contract) -> list[Finding]:
     recipe, findings = expects.intensity, []
     image = Volume(file.data.astype(np.float32), file.grid, file.path)
     try:
-        unit = recipe.apply(image)
+        unit, empty, _ = normalised(image, recipe)
     except InputError as error:
         return [Finding("error", "model", str(error).removeprefix(f"{file.path} "), "use a model for such images")]
     if recipe.kind in ("window", "linear") and recipe.low < 0 <= file.look.low:
@@ -79,6 +79,11 @@ def beside_model(file: Examined, contract: Contract) -> list[Finding]:
         findings.append(Finding("warning", "model", text, "use a model for this modality"))
     if images := Appearance.from_record(contract.training.get("images")):
         findings += _beside_training(file.look, image, expects, images)
+    network = network_grid(file.grid, expects.shape, expects.spacing_mm, expects.axes)
+    if (outside := content_outside(unit, empty, file.grid, network)) > CONTENT_OUTSIDE:
+        text = f"as fixed image {outside:.0%} of its content lies outside the model's grid ({describe_extent(network)})"
+        fix = "use a model for such images" if contract.sizes == "fixed" else "register with a larger --grid"
+        findings.append(Finding("warning", "grid", text, fix))
     ratio = max(file.grid.spacing_mm) / max(expects.spacing_mm)
     if ratio > COARSER:
         text = f"voxels up to {max(file.grid.spacing_mm):g} mm long, {ratio:.1f} times the network's"

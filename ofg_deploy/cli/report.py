@@ -27,6 +27,9 @@ def report(
     pictures: Annotated[
         str, typer.Option(metavar="N|all", help="Pairs that have a figure, worst first; thumbnails for the others.")
     ] = "20",
+    radiological: Annotated[
+        bool, typer.Option("--radiological", help="Show the patient's right on the left of axial and coronal pictures.")
+    ] = False,
     qc_fail: QcFail = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -45,5 +48,6 @@ def report(
         limits=Limits.parse(limits, limit or ()),
         pictures=None if pictures == "all" else int(pictures),
         overwrite=overwrite,
+        radiological=radiological,
     )
     command.report(folder, order, qc_fail)

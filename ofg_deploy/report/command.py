@@ -37,7 +37,7 @@ def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: boo
     """
     # Paths may hold what rich takes for markup or emoji.
     console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
-    check_writable(order.outputs, order.overwrite)
+    check_writable(order.outputs, order.replaces)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task("drawing", total=len(found))
@@ -89,7 +89,7 @@ class Quality:
         self, order: Report, find: Callable[[], Sequence[Registration | Failure]], overwrite: bool
     ) -> Iterator[None]:
         if self.page:
-            check_writable(order.outputs, overwrite)
+            check_writable(order.outputs, replace(order, overwrite=overwrite).replaces)
         failed = None
         try:
             yield

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.outputs import read_text
-from ofg_deploy.report.measures import JUDGED
+from ofg_deploy.report.measures import CUT, JUDGED
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -39,9 +39,11 @@ DEFAULTS = MappingProxyType(
         "overlap": Limit(0.5, 0.25),
         "ncc_gain": Limit(0.0),
         "mi_gain": Limit(0.0, -0.1),
+        "mi_over_start": Limit(0.0),
         "dice_gain": Limit(0.0, -0.05),
+        "dice_over_start": Limit(0.0),
         "inverse_p99_mm": Limit(0.5, 2.0),
-        "outlier_z": Limit(3.5),
+        "outlier_z": Limit(CUT),
     }
 )
 

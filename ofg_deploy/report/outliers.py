@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ofg_deploy.report.measures import MEASURES
+from ofg_deploy.report.measures import CUT, MEASURES
 
 FEWEST = 8  # pairs; a median and a spread of fewer say nothing about one of them
 
@@ -42,7 +42,9 @@ def scores(rows: Sequence[dict[str, float | None]]) -> list[tuple[float, str] | 
         if measure.worse is None or len(known) < FEWEST:
             continue
         sign = 1.0 if measure.worse == "high" else -1.0
-        for (at, _), z in zip(known, robust_z([value for _, value in known], measure.unit), strict=True):
+        values = [value for _, value in known]
+        ignored = max(measure.floor, measure.relative_floor * abs(float(np.median(values))))
+        for (at, _), z in zip(known, robust_z(values, max(measure.unit, ignored / CUT)), strict=True):
             before = found[at]
             if before is None or sign * z > before[0]:
                 found[at] = (max(0.0, sign * z), measure.key)

@@ -9,24 +9,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
 from ofg_deploy.report.limits import Limit, Limits
-from ofg_deploy.report.measures import JUDGED, MEASURES, OUTLIER, Measure, minus
+from ofg_deploy.report.measures import JUDGED, MEASURES, NONE, OUTLIER, Measure, minus
 from ofg_deploy.report.panels import Panel
 from ofg_deploy.report.png import Index
+from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import STATUSES, Row
 from ofg_deploy.report.svg import Mosaic, data_uri, distribution
 
 SYMBOLS = {"pass": "✓", "warn": "▲", "fail": "✕", "not registered": "✕", "unreadable": "?"}
 LEGEND = (
-    "Each plane is cut through the slice of the fixed image with most contrast in its middle half, patient's right on "
-    "the right. Differences: blue where the fixed image is brighter, orange where the moving one is. Deformation: "
-    "where a regular lattice of the fixed image goes in the moving one, the affine start left out. Log Jacobian: dark "
-    "where volume is kept, orange where it grows from fixed to moving, blue where it shrinks, from 1/4 to 4; white "
-    "where space folds. Labels: fixed in blue, warped in orange and dashed. Numbers are those of the whole volume."
+    "Each plane is cut through the slice of the fixed image with most contrast in its middle half, the patient's right "
+    "on the {side}. Differences: blue where the fixed image is brighter, orange where the moving one is. Deformation: "
+    "where a regular lattice of the fixed image maps to in the moving one, without the initial alignment. Log "
+    "Jacobian: dark where volume is kept, orange where it grows from fixed to moving, blue where it shrinks, from 1/4 "
+    "to 4; white where space folds. Labels: fixed in blue, warped in orange and dashed. Numbers: whole volume."
 )
+GENERATOR = '<meta name="generator" content="ofg_deploy report">'
 LONG = 30  # rows: a table with more scrolls in a frame of its own
 FEWEST = 3  # pairs: fewer have no distribution
 
@@ -54,9 +57,18 @@ def head(title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{GENERATOR}'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>\n<h1>{escape(title)}</h1>"
     )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a page is an earlier report of this program, which a new one may replace. False for anything else."""
+    try:
+        with path.open("rb") as stream:
+            return path.is_file() and GENERATOR.encode() in stream.read(2**12)
+    except OSError:
+        return False
 
 
 def foot() -> str:
@@ -150,7 +162,7 @@ def distributions(rows: Sequence[Row], limits: Limits) -> Iterator[str]:
 def section(anchor: str, row: Row, shown: Sequence[Panel], limits: Limits) -> str:
     """The figure of a pair: flicker, numbers, panels; without panels what is known all the same."""
     if not shown:
-        return f'<section class="pair" id="{anchor}">{_headline(row)}{_numbers(row, limits)}</section>'
+        return f'<section class="pair" id="{anchor}">{_headline(row)}{_about(row)}{_numbers(row, limits)}</section>'
     mosaic = Mosaic(anchor, shown)
     layers = "".join(f'<g class="layer is-{key}">{mosaic.again(key)}</g>' for key in ("moving", "warped", "fixed"))
     radio = f'<input type="radio" name="{anchor}" value='
@@ -167,15 +179,16 @@ def section(anchor: str, row: Row, shown: Sequence[Panel], limits: Limits) -> st
     )
     still = '<span class="still">Less motion is asked for: swap with the arrow keys.</span>'
     figures = "".join(
-        f"<figure>{mosaic.panel(panel)}<figcaption><b>{panel.title}</b> <span>{escape(panel.note)}</span></figcaption>"
+        f'<figure class="is-{panel.key}-panel">{mosaic.panel(panel)}<figcaption><b>{panel.title}</b> '
+        f"<span>{escape(panel.note)}</span></figcaption>"
         "</figure>"
         for panel in shown
     )
     return (
-        f'<section class="pair" id="{anchor}">{_headline(row)}<div class="side"><fieldset class="flicker">'
+        f'<section class="pair" id="{anchor}">{_headline(row)}{_about(row)}<div class="side"><fieldset class="flicker">'
         f"<legend>Swap the images to see what is not aligned</legend>{viewer}"
         f'<div class="choices">{choices}{still}</div></fieldset>{_numbers(row, limits)}</div>'
-        f'<div class="panels">{figures}</div></section>'
+        f'<div class="panels">{figures}</div>{_labels(row)}</section>'
     )
 
 
@@ -198,6 +211,35 @@ def _numbers(row: Row, limits: Limits) -> str:
         if row.numbers.get(m.key) is not None
     )
     return f'<table class="numbers"><tbody>{lines}</tbody></table>'
+
+
+def _about(row: Row) -> str:
+    """Images, model, runtime and program of a pair."""
+    if not isinstance(row.entry, Registration) or row.problem:
+        return ""
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in row.entry.about.items())
+    return f'<dl class="about">{items}</dl>' if items else ""
+
+
+def _labels(row: Row) -> str:
+    """A table of every label, to be opened."""
+    if not isinstance(row.entry, Registration) or row.problem or not (found := row.entry.per_label):
+        return ""
+    columns = {"dice_before": "Dice before", "dice_start": "Dice start", "dice": "Dice after", "hd95_mm": "HD95 (mm)"}
+    kept = [key for key in columns if any(key in values for values in found.values())]
+    heads = "".join(f'<th scope="col">{text}</th>' for text in ("label", *(columns[key] for key in kept)))
+    lines = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{_plain(values.get(key), '.2f' if key == 'hd95_mm' else '.3f')}</td>" for key in kept)
+        + "</tr>"
+        for label, values in found.items()
+    )
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<details><summary>Every label ({len(found)})</summary>{_scrolled(table, 'Labels')}</details>"
+
+
+def _plain(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
 
 
 def _cell(measure: Measure, row: Row, limits: Limits, more: str = "") -> str:

@@ -21,6 +21,7 @@ Points = npt.NDArray[np.float64]  # (points, 2): mm from the left and the bottom
 SQUARES = 8  # of a checkerboard along the longer side
 LINES = 20  # of the deformation grid along the longer side
 KNOTS = 64  # of a line of it, about
+OUTLINED = 12  # labels at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +57,12 @@ class Panel:
     planes: tuple[Plane, ...]
 
 
-def panels(registration: Registration, one_plane: bool = False) -> list[Panel]:
+def panels(registration: Registration, one_plane: bool = False, radiological: bool = False) -> list[Panel]:
     """Every panel of a registration, from its files; labels only where there are some.
 
     Args:
-        one_plane: the plane of acquisition alone.
+        one_plane: only the plane of acquisition.
+        radiological: the patient's right is on the left of axial and coronal pictures.
 
     Raises:
         InputError: a file is missing, damaged, or changed since.
@@ -69,7 +71,7 @@ def panels(registration: Registration, one_plane: bool = False) -> list[Panel]:
     warped = load_image(registration.file("warped"), constant=True)
     _check_grid(registration, fixed, warped.data.shape)
     window, other = Window(fixed.data), Window(moving.data)
-    found = [best_view(fixed, window)] if one_plane else views(fixed, window)
+    found = [best_view(fixed, window, radiological)] if one_plane else views(fixed, window, radiological)
     total = load_transform(registration.file("transform"))[0]
     _check_grid(registration, fixed, total.shape[1:])
     target = [window(view.cut(fixed.data)) for view in found]
@@ -84,7 +86,7 @@ def panels(registration: Registration, one_plane: bool = False) -> list[Panel]:
 
     shown = [
         panel("fixed", "fixed", "", [grey(p) for p in target]),
-        panel("moving", "moving", "where its header puts it", [grey(p) for p in start]),
+        panel("moving", "moving", "before registration", [grey(p) for p in start]),
         panel("warped", "warped", "", [grey(p) for p in result]),
         panel("checkerboard", "checkerboard", "fixed and warped", [grey(p) for p in boards]),
     ]
@@ -147,7 +149,7 @@ def outlines(view: View, labels: Picture) -> list[Points]:
     return found
 
 
-def thumbnail(registration: Registration, side: int) -> tuple[Index, float]:
+def thumbnail(registration: Registration, side: int, radiological: bool = False) -> tuple[Index, float]:
     """The warped image and its difference to the fixed one, side by side and small; and width over height.
 
     Raises:
@@ -157,7 +159,7 @@ def thumbnail(registration: Registration, side: int) -> tuple[Index, float]:
     fixed, warped = load_image(registration.file("fixed")), load_image(registration.file("warped"), constant=True)
     _check_grid(registration, fixed, warped.data.shape)
     window = Window(fixed.data)
-    view = best_view(fixed, window)
+    view = best_view(fixed, window, radiological)
     target, result = window(view.cut(fixed.data)), Window(warped.data)(view.cut(warped.data))
     block = min(-(-max(result.shape) // side), *result.shape)
     parts = [grey(_mean(result, block)), signed(_mean(result - target, block))]
@@ -168,13 +170,27 @@ def _labels(registration: Registration, fixed: Volume, found: list[View]) -> Pan
     maps = [load_labels(registration.file(role)).data for role in ("fixed_labels", "warped_labels")]
     for data in maps:
         _check_grid(registration, fixed, data.shape)
+    seen = largest_labels([view.cut(maps[0]) for view in found])
+    outlined = seen[:OUTLINED]
+    fixed_lines, warped_lines = (
+        [outlines(view, np.where(np.isin(cut := view.cut(data), outlined), cut, 0)) for view in found] for data in maps
+    )
     curves = [
-        (Curve(FIXED, outlines(view, view.cut(maps[0]))), Curve(MOVING, outlines(view, view.cut(maps[1])), dashed=True))
-        for view in found
+        (Curve(FIXED, ours), Curve(MOVING, theirs, dashed=True))
+        for ours, theirs in zip(fixed_lines, warped_lines, strict=True)
     ]
     numbers = registration.numbers
     before, after = (_note(numbers, f"dice_{when}", "{:.3f}") for when in ("before", "after"))
-    return Panel("labels", "labels", f"Dice {before or NONE} → {after or NONE}", _over(found, curves))
+    note = f"Dice {before or NONE} → {after or NONE}"
+    if len(seen) > OUTLINED:  # more outlines would hide each other
+        note += f", the largest {OUTLINED} of {len(seen)} labels outlined"
+    return Panel("labels", "labels", note, _over(found, curves))
+
+
+def largest_labels(cuts: Sequence[Picture]) -> list[int]:
+    """Every label other than 0 in these pictures, those with the largest area first."""
+    values, counts = np.unique(np.concatenate([cut[cut != 0].ravel() for cut in cuts]), return_counts=True)
+    return [int(value) for value in values[np.argsort(-counts, kind="stable")]]
 
 
 def _over(found: list[View], curves: Sequence[tuple[Curve, ...]]) -> tuple[Plane, ...]:

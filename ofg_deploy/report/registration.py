@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -67,11 +68,49 @@ class Registration:
             found["seconds"] = sum(self._number(key, v) or 0.0 for key, v in self.record["seconds"].items())
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.sidecar} is a damaged sidecar: {error!r}") from error
-        for gain, key in GAINS.items():
-            before, after = found.get(f"{key}_before"), found.get(f"{key}_after")
+        for gain, (later, earlier) in GAINS.items():
+            after, before = found.get(later), found.get(earlier)
             if before is not None and after is not None:
                 found[gain] = after - before
         return found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the registration itself warned about, a line each. Raises InputError if the sidecar is damaged."""
+        found = self.record.get("warnings", [])
+        if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+            raise InputError(f"{self.sidecar} is a damaged sidecar: warnings are no list of texts")
+        return tuple(" ".join(line.split()) for line in found)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Images, model and program by name, as far as the sidecar has them: file names without their folders."""
+        record, found = self.record, {}
+        for role in ("fixed", "moving"):
+            with suppress(KeyError, TypeError):
+                found[f"{role} image"] = Path(str(record["inputs"][role]["path"])).name
+        with suppress(KeyError, TypeError):
+            found["network"] = str(record["model"]["network"])
+            found["model"] = f"sha256 {str(record['model']['sha256'])[:12]}"
+        with suppress(KeyError, TypeError):
+            found["runtime"] = f"{record['runtime']['name']} ({record['runtime']['provider']})"
+        with suppress(KeyError, TypeError):
+            found["initial alignment"] = str(record["init"])
+        with suppress(KeyError):
+            found["program"] = f"ofg_deploy {record['version']}"
+        return found
+
+    @property
+    def per_label(self) -> dict[str, dict[str, float | None]]:
+        """``dice_before``, ``dice_start``, ``dice``, ``hd95_mm`` of each label, as far as they are known, by label."""
+        found: dict[str, dict[str, float | None]] = {}
+        for column in ("dice_before", "dice_start", "dice", "hd95_mm"):
+            values = self.record["metrics"].get(f"{column}_per_label", {})
+            if not isinstance(values, dict):
+                raise InputError(f"{self.sidecar} is a damaged sidecar: {column}_per_label is no table of labels")
+            for label, value in values.items():
+                found.setdefault(label, {})[column] = self._number(f"{column} of label {label}", value)
+        return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
     @property
     def labelled(self) -> bool:

@@ -35,6 +35,7 @@ class Row:
         outlier: the measure that is least like the other pairs' (``numbers["outlier_z"]`` says by how much).
         reasons: why it is neither ``pass`` nor to be trusted, a line each.
         problem: what could not be read of it: its sidecar or an image.
+        warnings: what the registration itself warned about; with any, the pair does not pass.
     """
 
     entry: Registration | Failure
@@ -42,6 +43,7 @@ class Row:
     outlier: str | None = None
     reasons: tuple[str, ...] = ()
     problem: str | None = None
+    warnings: tuple[str, ...] = ()
     verdict: Status = "pass"
 
     @property
@@ -99,7 +101,8 @@ def _read(entry: Registration | Failure) -> Row:
     if isinstance(entry, Failure):
         return Row(entry, {}, reasons=(f"not registered: {entry.error}",), verdict="not registered")
     try:
-        return Row(entry, dict(entry.numbers))
+        _ = entry.per_label  # read here, so that what is damaged is this row's problem
+        return Row(entry, dict(entry.numbers), warnings=entry.warnings)
     except InputError as error:
         return Row(entry, {}, problem=" ".join(str(error).split()))
 
@@ -117,6 +120,9 @@ def _judged(row: Row, score: tuple[float, str] | None, limits: Limits) -> Row:
         by = f" by {score[1]}" if key == "outlier_z" and score else ""
         reasons.append(f"{verdict}: {key} {numbers[key]:.4g} is {side} {limit:g}{by}")
         worst = "fail" if "fail" in (worst, verdict) else "warn"
+    if row.warnings:
+        reasons += [f"warn: {line}" for line in row.warnings]
+        worst = "fail" if worst == "fail" else "warn"
     reasons.sort(key=lambda reason: not reason.startswith("fail"))
     outlier = score[1] if score else None
     return replace(row, numbers=numbers, outlier=outlier, reasons=tuple(reasons), verdict=worst)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from ofg_deploy.background import Background
 from ofg_deploy.field import jacobian_determinant, sample
@@ -38,7 +38,8 @@ class Window:
 class View:
     """One slice across a canonical axis (0 sagittal, 1 coronal, 2 axial): that with most contrast in the middle half.
 
-    Pictures are cropped to the content of the fixed image and a margin; they stand upright in canonical axes.
+    Pictures are cropped to the content of the fixed image and a margin; they stand upright in canonical axes, the
+    patient's right on the right, or on the left where the view is ``radiological``.
 
     Attributes:
         name: of the plane.
@@ -48,12 +49,14 @@ class View:
         ends: anatomical letters of its left and right edge.
     """
 
-    def __init__(self, fixed: Volume, across: int, window: Window) -> None:
-        self._orientation = io_orientation(fixed.grid.world_from_vox)
-        self._grid = canonical(fixed.grid)
+    def __init__(self, fixed: Volume, across: int, window: Window, radiological: bool = False) -> None:
+        axes = "LAS" if radiological else "RAS"
+        self._orientation = ornt_transform(io_orientation(fixed.grid.world_from_vox), axcodes2ornt(axes))
+        self._grid = canonical(fixed.grid, axes)
         self._across = across
         self._plane = [axis for axis in range(3) if axis != across]
-        self.name, self.ends = NAMES[across], "PA" if across == 0 else "LR"
+        self.name = NAMES[across]
+        self.ends = "PA" if across == 0 else "RL" if radiological else "LR"
         self._pixel_mm = [self._grid.spacing_mm[axis] for axis in self._plane]
         slices = np.moveaxis(self._upright(fixed.data), across, 0)
         self._index = _most_contrast(slices)
@@ -115,20 +118,19 @@ class View:
         return np.asarray(apply_orientation(data, self._orientation))
 
 
-def best_view(fixed: Volume, window: Window) -> View:
+def best_view(fixed: Volume, window: Window, radiological: bool = False) -> View:
     """The plane of acquisition: across the axis with the largest voxels, axial where they are about equal."""
     spacing = np.array(canonical(fixed.grid).spacing_mm)
     sizes = np.round(2 * spacing / spacing.min())
-    return View(fixed, 2 - int(np.argmax(sizes[::-1])), window)
+    return View(fixed, 2 - int(np.argmax(sizes[::-1])), window, radiological)
 
 
-def views(fixed: Volume, window: Window) -> list[View]:
+def views(fixed: Volume, window: Window, radiological: bool = False) -> list[View]:
     """Axial, coronal, sagittal, but for planes whose pixels are too long to make a picture of."""
     spacing = canonical(fixed.grid).spacing_mm
     planes = {axis: [spacing[a] for a in range(3) if a != axis] for axis in (2, 1, 0)}
-    return [View(fixed, axis, window) for axis, sides in planes.items() if max(sides) < COARSEST * min(sides)] or [
-        best_view(fixed, window)
-    ]
+    fine = [axis for axis, sides in planes.items() if max(sides) < COARSEST * min(sides)]
+    return [View(fixed, axis, window, radiological) for axis in fine] or [best_view(fixed, window, radiological)]
 
 
 def _most_contrast(slices: npt.NDArray[Any]) -> int:

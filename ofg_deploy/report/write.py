@@ -34,7 +34,8 @@ class Report:
         title, intro: headline and paragraphs, plain text.
         limits: by which pairs are judged.
         pictures: how many pairs, worst first, have a figure; None for all.
-        overwrite: replace an earlier report.
+        overwrite: replace files that are no earlier report; an earlier report is always replaced.
+        radiological: the patient's right is on the left of axial and coronal pictures.
     """
 
     html: Path
@@ -44,11 +45,17 @@ class Report:
     limits: Limits = field(default_factory=Limits)
     pictures: int | None = PICTURES
     overwrite: bool = False
+    radiological: bool = False
 
     @property
     def outputs(self) -> list[Path]:
         """Every file; the page comes last."""
         return [*([self.tsv] if self.tsv else []), self.html]
+
+    @property
+    def replaces(self) -> bool:
+        """Whether files of these names may be replaced: on request, or where the page is one of this program."""
+        return self.overwrite or page.is_ours(self.html)
 
 
 def write(
@@ -67,12 +74,12 @@ def write(
     """
     rows = worst_first(judge(entries, report.limits))
     figures = len(rows) if report.pictures is None else report.pictures
-    with staged(report.outputs, report.overwrite) as paths:
+    with staged(report.outputs, report.replaces) as paths:
         sections = paths[-1].with_name("sections")  # goes with the folder of unfinished files
         found: dict[Row, Drawn] = {}
         with sections.open("wb") as stream, ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
             anchors = [f"pair-{number}" if number < figures else "" for number in range(len(rows))]
-            for row, drawn, section in pool.map(_draw, rows, anchors, repeat(report.limits)):
+            for row, drawn, section in pool.map(_draw, rows, anchors, repeat(report)):
                 stream.write(_encoded(section))
                 found[row] = drawn
                 advance()
@@ -88,16 +95,16 @@ def write(
     return rows
 
 
-def _draw(row: Row, anchor: str, limits: Limits) -> tuple[Row, Drawn, str]:
+def _draw(row: Row, anchor: str, report: Report) -> tuple[Row, Drawn, str]:
     """The row with what could not be read of its images, its thumbnail, and its figure where it has an anchor."""
     picture, shown = None, []
     if isinstance(row.entry, Registration) and not row.problem:
         try:
-            picture = thumbnail(row.entry, THUMBNAIL)
-            shown = panels(row.entry) if anchor else []
+            picture = thumbnail(row.entry, THUMBNAIL, report.radiological)
+            shown = panels(row.entry, radiological=report.radiological) if anchor else []
         except OfgError as error:
             row = replace(row, problem=" ".join(str(error).split()))
-    return row, Drawn(picture, anchor), page.section(anchor, row, shown, limits) if anchor else ""
+    return row, Drawn(picture, anchor), page.section(anchor, row, shown, report.limits) if anchor else ""
 
 
 def _before_figures(report: Report, rows: Sequence[Row], drawn: Sequence[Drawn]) -> Iterator[str]:
@@ -110,7 +117,8 @@ def _before_figures(report: Report, rows: Sequence[Row], drawn: Sequence[Drawn])
     count = sum(bool(picture.anchor) for picture in drawn)
     if count:
         told = "" if count == len(rows) else f" of the worst {count} pairs"
-        yield f'<h2>Pictures{told}</h2><p class="legend">{page.LEGEND}</p>'
+        side = "left" if report.radiological else "right"
+        yield f'<h2>Pictures{told}</h2><p class="legend">{page.LEGEND.format(side=side)}</p>'
 
 
 def _encoded(text: str) -> bytes:
