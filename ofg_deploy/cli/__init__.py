@@ -14,7 +14,19 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Each verb adds itself to the app, in the order in which --help lists them.
-from ofg_deploy.cli import apply, bench, check, data, evaluate, export, info, register, report, train  # noqa: F401
+from ofg_deploy.cli import (  # noqa: F401
+    apply,
+    bench,
+    check,
+    data,
+    evaluate,
+    export,
+    info,
+    models,
+    register,
+    report,
+    train,
+)
 from ofg_deploy.cli.app import app
 from ofg_deploy.errors import Interrupted, OfgError
 
