@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +83,15 @@ def test_without_arguments(tmp_path: Path, run_cli, monkeypatch) -> None:
     assert (code, err) == (0, "")
     assert "run: run (the newest one here)" in out
     assert taken == [Path("run")]
+
+
+@pytest.mark.parametrize("verb", ["train", "export"])
+def test_a_package_that_is_not_installed_is_code_5_and_the_command_that_installs_it(verb: str) -> None:
+    absent = "import sys\nsys.modules.update({n: None for n in ('torch', 'onnx')})\n"
+    code = f"{absent}from ofg_deploy.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert re.fullmatch(r"ofg: error: (torch|onnx) is not installed: pip install 'ofg-deploy\[train\]'\n", done.stderr)
 
 
 @pytest.mark.parametrize("two_way", [False, True])
