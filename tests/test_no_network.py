@@ -252,6 +252,11 @@ def test_a_registration_takes_no_more_memory_than_planned(tmp_path, write_nifti,
     assert planned / 2 < peak < planned
 
 
+def test_machines_with_enough_memory_are_alike() -> None:
+    """Ray refuses nodes whose facts differ."""
+    assert NoNetwork(10**9) == NoNetwork(10**10)
+
+
 @pytest.mark.parametrize("init", ["none", "centre"])
 @pytest.mark.parametrize("slices", [2, 3, 5])
 def test_few_slices(tmp_path, world_image, write_nifti, run_cli, slices, init) -> None:

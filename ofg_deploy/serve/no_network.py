@@ -5,7 +5,7 @@ The steps on the pair themselves are ``refinement``; no runtime and no model fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +54,13 @@ class NoNetwork:
     """Stands where a model's contract stands: what a pair is prepared for where there is no model.
 
     Attributes:
-        memory_bytes: what a registration may take. Grids that need more are made coarser.
+        memory_bytes: what a registration may take. Grids that need more are made coarser. Not compared: machines that
+            have enough of it give the same.
         network: always ``none``.
         init: the start where nobody names one.
     """
 
-    memory_bytes: int
+    memory_bytes: int = field(compare=False)
     network: str = NONE
     init: Init = "affine"
 
