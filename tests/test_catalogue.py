@@ -285,3 +285,17 @@ def test_auto_of_a_batch_is_one_choice_and_pairs_unlike_it_are_warned_of(
         if name.endswith(".json")
     }
     assert warned == {f"s{n}_to_atlas.json": n == 2 for n in (1, 2, 3, 4)}
+
+
+def test_an_image_that_cannot_be_read_is_what_is_said_of(
+    tiny_model, folder, files, trained_on, tmp_path, run_cli
+) -> None:
+    """The only pair's own error, whatever else was asked for; in a batch it is that pair's alone."""
+    assert run_cli(["models", "add", tiny_model(training=trained_on, init="centre").path, "--name", "blobs"])[0] == 0
+    files[1].write_bytes(files[1].read_bytes()[:3000])
+    code, _, err = run_cli(["register", *files[:2], "-o", tmp_path / "out", "--device", "cpu"])
+    assert (code, err.count("\n"), "truncated" in err) == (3, 1, True)
+    (tmp_path / "list.csv").write_text("fixed,moving\nfix.nii.gz,mov.nii.gz\n")
+    code, out, err = run_cli(["register", "--pairs", tmp_path / "list.csv", "-o", tmp_path / "out"])
+    assert (code, "truncated" in err) == (6, True)
+    assert "no image could be read to choose by" in out

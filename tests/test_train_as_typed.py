@@ -147,12 +147,12 @@ def test_hours_on_a_cpu(tmp_path: Path, run_cli, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_subjects(tmp_path)
     common = ["--threads", "1", "--workers", "1", "--device", "cpu"]
-    started = time.monotonic()
+    started = time.process_time()  # other work on this machine does not count
     code, out, err = run_cli(
         ["train", "--hours", "0.004", "--epochs", "2", "--init", "none", "--ncc-window", "5", *common]
     )
     assert code == 0, err
-    assert time.monotonic() - started < 2.5 * 0.004 * 3600
+    assert time.process_time() - started < 1.5 * 0.004 * 3600
     assert "planned for 0.004 h: voxelmorph-half, 2 epochs of" in out
     assert "--hours H" not in out
     config = json.loads((tmp_path / "run/config.json").read_text())["config"]

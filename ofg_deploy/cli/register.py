@@ -193,7 +193,7 @@ def register(
         from ofg_deploy.serve import command
 
         images = Images({fixed, moving})
-        path, [job] = settle([make(fixed=fixed, moving=moving, out=out, **beside)], images)
+        path, [job] = settle([make(fixed=fixed, moving=moving, out=out, **beside)], images, of_batch=False)
         with judged.of_pair(job.outputs("affine")["sidecar"], overwrite):
             command.register(job, path, *how, images)
         return
@@ -203,7 +203,7 @@ def register(
     from ofg_deploy.batch.work import Means
 
     found = _pairs_of(fixed, moving, pairs, out, make, beside)
-    path, jobs = settle([pair.job for pair in found], Images())
+    path, jobs = settle([pair.job for pair in found], Images(), of_batch=True)
     found = [replace(pair, job=job) for pair, job in zip(found, jobs, strict=True)]
     means = Means(path, *how, running.workers_here(), batch_size, out)
     with judged.of_folder(out, overwrite or resume):
@@ -237,6 +237,7 @@ def _settle(
     quality: Any,
     jobs: list[Job],
     images: Images,
+    of_batch: bool,
 ) -> tuple[Optional[Path], list[Job]]:
     """The model's file, None for no network, and the jobs with the steps on the pair that go with it.
 
@@ -248,7 +249,7 @@ def _settle(
     from ofg_deploy.errors import UsageError
     from ofg_deploy.serve.automatic import choose
 
-    found = choose(model, jobs, images)
+    found = choose(model, jobs, images, of_batch)
     given = [f"--{name.replace('_', '-')}" for name in OF_AN_ENGINE if _given(context, name)]
     if found.path is None and given:
         why = f" ({found.reason})" if found.reason else ""

@@ -34,31 +34,30 @@ class Choice:
     reason: str | None
 
 
-def choose(model: str, jobs: Sequence[Job], images: Images) -> Choice:
-    """What ``-m MODEL`` means for these pairs, which may be one.
+def choose(model: str, jobs: Sequence[Job], images: Images, of_batch: bool) -> Choice:
+    """What ``-m MODEL`` means for these pairs.
+
+    Args:
+        of_batch: in which a pair that cannot be read fails by itself, when its turn comes.
 
     Raises:
-        InputError: no model of that name; with ``auto`` also the only pair cannot be read.
+        InputError: no model of that name; with ``auto`` also a pair that cannot be read and is not of a batch.
     """
     if model == "none":
         return Choice(None, None)
     if model == "auto":
-        return choose_model(images_of(jobs, images))
+        return choose_model(_images_of(jobs, images, of_batch))
     return Choice(model_path(model), None)
 
 
-def images_of(jobs: Sequence[Job], images: Images) -> Iterator[Pair]:
-    """Fixed and moving image of the only job, or of some jobs of a batch, those that cannot be read left out.
-
-    Raises:
-        InputError: the only pair cannot be read.
-    """
+def _images_of(jobs: Sequence[Job], images: Images, of_batch: bool) -> Iterator[Pair]:
+    """Fixed and moving image of the job, or of some jobs of a batch, those that cannot be read left out."""
     for n in sorted({round(at) for at in np.linspace(0, len(jobs) - 1, min(len(jobs), SAMPLE))}):
         job = jobs[n]
         try:
             yield images.image(job.fixed, job.max_voxels), images.image(job.moving, job.max_voxels)
         except InputError:
-            if len(jobs) == 1:
+            if not of_batch:
                 raise
 
 
