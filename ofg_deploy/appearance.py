@@ -1,7 +1,7 @@
 """What images look like as a whole: cut out of their background or not, CT numbers or not, where they are bright.
 
-Guesses for people to judge, computed once while training prepares its pairs and once by ``ofg check``; nothing is
-registered by them.
+Guesses, computed once while training prepares its pairs, by ``ofg check`` for people to judge, and by ``-m auto`` of
+``ofg register`` to choose a model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.field import resample
-from ofg_deploy.geometry import network_grid
+from ofg_deploy.geometry import Grid, in_view, network_grid, thinned, transform_points
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import NetworkInput
 
@@ -22,7 +22,14 @@ EMPTY = 0.35  # share of exactly equal background in a brain cut out of its head
 HOUNSFIELD_AIR = -500.0  # below it there is air in a CT; no other modality writes such numbers
 EDGE = 8  # blocks of a thumbnail along each axis: enough to tell contrasts apart, too few to show anybody
 UNKNOWN = 255
+CONTENT = 0.05  # of 0..1: above it a voxel is no background
 FEWEST = 30  # blocks that make a correlation worth saying
+MIXED = 0.1  # a model whose images look cut out in a larger share, and in less than all but this, has seen both
+COARSER = 2.0  # voxel side of an image to that of the network's grid
+# Of an image that counts as like those a model was trained on; stricter than what is worth a warning of ofg check.
+COVERED = 0.6  # share of the blocks that the model's images fill
+OUTSIDE = 0.25  # share of its content beyond the network's grid
+SPREADS, SLACK = 3.0, 0.05  # standard deviations its likeness may lie below theirs, and never less than this
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,13 @@ class Look:
         return self.low < HOUNSFIELD_AIR
 
 
-def thumbnail(volume: Volume, expects: NetworkInput) -> npt.NDArray[np.float32]:
-    """(8, 8, 8): means of blocks of a fixed image as a network sees it, NaN where most of a block is outside of it."""
-    grid = network_grid(volume.grid, expects.shape, expects.spacing_mm, expects.axes)
+def thumbnail(volume: Volume, expects: NetworkInput, centre: Grid | None = None) -> npt.NDArray[np.float32]:
+    """(8, 8, 8): means of blocks of an image as a network sees it, NaN where most of a block is outside of it.
+
+    Args:
+        centre: on whose field of view the network's grid is centred; the image's own if absent.
+    """
+    grid = network_grid(centre or volume.grid, expects.shape, expects.spacing_mm, expects.axes)
     unit = expects.intensity.apply(volume)
     values, seen = (_blocks(resample(a, volume.grid, grid, np.eye(4))) for a in (unit, np.ones_like(unit)))
     return np.where(seen > 0.5, values / np.maximum(seen, 0.5), np.nan).astype(np.float32)
@@ -103,6 +114,34 @@ class Appearance:
         spread = (float(alike.mean()), float(alike.std())) if alike.size else (1.0, 0.0)
         return cls(float(np.mean(stripped)), mean, spread)
 
+    def difference(self, volume: Volume, expects: NetworkInput, centre: Grid | None = None) -> str | None:
+        """Why an image is not like those the model was trained on; None if it is.
+
+        Args:
+            centre: as ``thumbnail``.
+
+        Raises:
+            InputError: the model's intensity recipe leaves a constant image.
+        """
+        look = Look.of(volume.data)
+        if min(self.stripped, 1 - self.stripped) < MIXED and look.stripped != (self.stripped > MIXED):
+            cut = "looks skull-stripped" if look.stripped else "does not look skull-stripped"
+            return f"it {cut}, and {self.stripped:.0%} of the model's images do"
+        longest, usual_side = max(volume.grid.spacing_mm), max(expects.spacing_mm)
+        if longest > COARSER * usual_side:
+            return f"its voxels are up to {longest:.3g} mm long, the network's {usual_side:.3g} mm"
+        seen = thumbnail(volume, expects, centre)
+        covered = float(np.isfinite(seen)[np.isfinite(self.mean)].mean())
+        if covered < COVERED:
+            return f"it covers {covered:.0%} of what the model's images show"
+        outside = _share_outside(volume, expects, centre)
+        if outside > OUTSIDE:
+            return f"{outside:.0%} of its content lies outside the network's field of view"
+        alike, (usual, spread) = likeness(seen, self.mean), self.likeness
+        if not alike >= usual - max(SPREADS * spread, SLACK):  # NaN is not like them
+            return f"its likeness to their mean image is {alike:.2f}, theirs {usual:.2f} +- {spread:.2f}"
+        return None
+
     def to_record(self) -> dict[str, Any]:
         """JSON-ready; the mean image in steps of 1/254, 255 where it is not known."""
         steps = np.where(np.isfinite(self.mean), np.clip(np.round(self.mean * UNKNOWN), 0, UNKNOWN - 1), UNKNOWN)
@@ -123,6 +162,15 @@ class Appearance:
             return cls(float(record["stripped"]), mean, (alike, spread))
         except (KeyError, TypeError, ValueError):
             return None
+
+
+def _share_outside(volume: Volume, expects: NetworkInput, centre: Grid | None) -> float:
+    """Share of an image's content, on a coarse lattice, that lies beyond the network's grid."""
+    grid = network_grid(centre or volume.grid, expects.shape, expects.spacing_mm, expects.axes)
+    picked, index = thinned(volume.grid.shape)
+    content = expects.intensity.apply(volume)[picked] > CONTENT
+    inside = in_view(transform_points(grid.vox_from_world @ volume.grid.world_from_vox, index), grid.shape)
+    return float((~inside)[content].mean()) if content.any() else 0.0
 
 
 def _blocks(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -48,7 +48,9 @@ def describe(path: Path) -> dict[str, Any]:
 def _model(path: Path) -> dict[str, Any]:
     model = read_model(path)
     contract = json.loads(model.contract.to_json())
-    return {"kind": "model", "file": str(path), "sha256": model.sha256, "opset": model.opset, "contract": contract}
+    card = path.with_suffix(".md")
+    known = {"kind": "model", "file": str(path), **({"card": str(card)} if card.is_file() else {})}
+    return {**known, "sha256": model.sha256, "opset": model.opset, "contract": contract}
 
 
 def _engine(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 
 SCHEMA = 3  # 2: the axes of the network's grid; 3: precision, sizes, outputs
 OPSET = 20  # of the graphs we export: the first with a GridSample of volumes
@@ -65,6 +65,11 @@ class Contract:
     sizes: str = "fixed"
     outputs: tuple[str, ...] = ("field",)
     schema: int = SCHEMA
+
+    @property
+    def init(self) -> Init:
+        """The start its training pairs had."""
+        return self.expects.init
 
     def on_grid(self, grid: tuple[int, ...] | None) -> NetworkInput:
         """What the model expects on another grid of the same spacing; None means its own.

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Small volumes: more threads cost more than they save, above all beside other work. Read when torch is first loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Models that somebody added on this machine would be chosen by -m auto; there is no such folder.
+os.environ["OFG_MODELS"] = str(Path(__file__).with_name("no-models"))
+
 # A script's background job starts with Ctrl-C ignored, which this process and what it starts would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

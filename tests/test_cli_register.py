@@ -317,11 +317,9 @@ def test_a_command_that_makes_no_sense_is_code_2(given, run_cli, extra, said):
     assert snapshot(given.folder) == before
 
 
-@pytest.mark.parametrize("missing", ["--model", "--out"])
-def test_a_missing_option_is_code_2(given, run_cli, missing):
-    arguments = given.arguments()
-    at = arguments.index(missing)
-    check_refused(run_cli(arguments[:at] + arguments[at + 2 :]), 2, missing)
+@pytest.mark.parametrize("images", [[], ["fix.nii.gz"]])
+def test_a_missing_image_is_code_2(given, run_cli, images):
+    check_refused(run_cli(["register", *(given.folder / name for name in images)]), 2, "FIXED and MOVING are needed")
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="this ONNX Runtime offers CUDA")

@@ -18,8 +18,11 @@ from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means, Outcome, Status
 from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError, check_count
-from ofg_deploy.model_file import Contract
+from ofg_deploy.nifti import load_grid
 from ofg_deploy.outputs import check_writable
+from ofg_deploy.serve.command import method
+from ofg_deploy.serve.no_network import NoNetwork, Promise, plan_grid
+from ofg_deploy.serve.register import check_steps
 from ofg_deploy.serve.runtimes import choose
 
 SAID: dict[Status, str] = {"skipped": "done before", "failed": "failed", "pending": "not begun or not finished"}
@@ -78,7 +81,9 @@ def register(pairs: list[Pair], out: Path, means: Means, running: Running, comma
     mine = running.part.of(pairs)
     record = Record(out.absolute(), mine, running.part, command)
     check_writable([record.path], overwrite=True)
-    if means.runtime == "auto" and running.executor == "here":
+    if means.model is None and running.executor == "here":
+        means = replace(means, workers=_workers_that_fit(mine, means.workers, given=running.workers > 0))
+    elif means.model and means.runtime == "auto" and running.executor == "here":
         choice = choose(means.model, means.device)
         means = replace(means, runtime=choice.runtime)
         if choice.reason:
@@ -88,7 +93,9 @@ def register(pairs: list[Pair], out: Path, means: Means, running: Running, comma
         facts = executor.facts
         _check(mine, facts.contract, running.resume)
         said = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider
-        console.print(f"network {facts.contract.network} on {said} ({facts.runtime})", soft_wrap=True)
+        network = f"network {facts.contract.network} on {said} ({facts.runtime})" if means.model else None
+        for line in method(mine[0].job, network) if mine else ():
+            console.print(line, soft_wrap=True)
         if running.batch_size > 1:
             change = f"by up to {facts.batch_change_vox:.2g} voxel" if facts.batch_change_vox else "in no bit"
             console.print(f"{running.batch_size} pairs in one run change a field {change}", soft_wrap=True)
@@ -125,15 +132,38 @@ def _executor(running: Running, means: Means) -> Executor:
     return OnRay(means, running.address)
 
 
-def _check(pairs: list[Pair], contract: Contract, resume: bool) -> None:
+def _workers_that_fit(pairs: list[Pair], workers: int, given: bool) -> int:
+    """Pairs at once, as many as fit into the free memory on the grids that their images ask for.
+
+    Fewer memory for each would make grids coarser, and a pair's result depend on how many are under way.
+
+    Args:
+        given: the user's number; it is not changed in silence.
+
+    Raises:
+        UsageError: the user's number does not fit.
+    """
+    free, need = NoNetwork.here().memory_bytes, 0
+    for pair in pairs:
+        with suppress(OfgError):  # what is wrong with it is told when its turn comes
+            fixed, moving = load_grid(pair.job.fixed), load_grid(pair.job.moving)
+            need = max(need, plan_grid(fixed, moving, free).need_bytes)
+    fit = max(1, free // max(need, 1))
+    if workers <= fit:
+        return workers
+    if given:
+        raise UsageError(
+            f"--workers {workers}: the largest pair needs {need / 1e9:.2g} GB and {free / 1e9:.2g} GB may be used: "
+            f"give at most {fit}"
+        )
+    return fit
+
+
+def _check(pairs: list[Pair], contract: Promise, resume: bool) -> None:
     """What would go wrong with each pair in turn is said before the first."""
     for pair in pairs:
         job = pair.job
-        expects = contract.on_grid(job.grid)
-        init = job.init or expects.init
-        job.check_masks(init)
-        if job.refinement:
-            job.refinement.check_grid(expects.shape)
+        init = check_steps(job, contract)
         if not resume:
             try:
                 check_writable(list(job.outputs(init).values()), job.overwrite)

@@ -19,7 +19,7 @@ def is_done(job: Job, engine: Engine) -> bool:
         InputError: there are results, but of other inputs, options, start, model, runtime or version; or files are
             another pair's.
     """
-    init = job.init or engine.contract.on_grid(job.grid).init
+    init = job.init or engine.contract.init
     outputs = job.outputs(init)
     if not outputs["sidecar"].exists():
         _check_nobodys(outputs)
@@ -38,7 +38,7 @@ def is_done(job: Job, engine: Engine) -> bool:
 
 def differences(job: Job, engine: Engine, record: dict[str, Any]) -> list[str]:
     """In what a sidecar's registration differs from this one, in words. Raises KeyError and the like for no sidecar."""
-    init = job.init or engine.contract.on_grid(job.grid).init
+    init = job.init or engine.contract.init
     given = {role: _digest(path) for role, path in job.inputs().items()}
     told = {role: entry["sha256"] for part in ("inputs", "points") for role, entry in record.get(part, {}).items()}
     same = {

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import UsageError, check_count
 from ofg_deploy.field import Field
+from ofg_deploy.model_file import Contract
 from ofg_deploy.serve.engine import Device, Engine, Runtime, open_engine
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class Engines:
         Raises:
             UsageError: the field depends on the place within the batch.
         """
-        noise = np.random.default_rng(0).random((2, *self.first.contract.expects.shape), dtype=np.float32)
+        contract = self.first.contract
+        assert isinstance(contract, Contract)  # nothing else takes several pairs in one run
+        noise = np.random.default_rng(0).random((2, *contract.expects.shape), dtype=np.float32)
         request = Request(noise[0], noise[1])
         alone = self.first.predict(request.moving, request.fixed)
         together = self._predict(self.first, [request])

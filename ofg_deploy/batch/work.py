@@ -18,11 +18,11 @@ from ofg_deploy.batch.engines import Engines, open_engines
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.errors import DeviceError, InputError, OfgError, without_addresses
 from ofg_deploy.kernels.compiled import most_threads, threads
-from ofg_deploy.model_file import Contract
 from ofg_deploy.outputs import sweep
 from ofg_deploy.serve.engine import Device, Engine, Runtime
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.no_network import NoNetwork, Promise, WithoutNetwork
 from ofg_deploy.serve.register import checked, finish, prepare
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Means:
     """What a process needs to work on pairs; plain values, which may travel to another machine.
 
     Attributes:
-        model, device, threads, rebuild, runtime: as ``serve.engine.open_engine``.
+        model, device, threads, rebuild, runtime: as ``serve.engine.open_engine``; without a model steps on the pair.
         workers: pairs under way at once.
         batch_size: pairs in one run of the network.
         out: folder of the batch.
@@ -70,7 +70,7 @@ class Means:
         open: loads the engines; a test puts others in.
     """
 
-    model: Path
+    model: Path | None
     device: Device
     threads: int
     rebuild: Rebuild | None
@@ -93,8 +93,8 @@ class Facts:
         batch_change_vox: largest change of a field by running several pairs at once, as tried on noise.
     """
 
-    contract: Contract
-    model_sha256: str
+    contract: Promise
+    model_sha256: str | None
     runtime: str
     provider: str
     engines: int
@@ -121,8 +121,7 @@ class Worker:
 
     def __init__(self, means: Means) -> None:
         self.means = means
-        opened = means.open(means.model, means.device, means.threads, means.rebuild, means.runtime)
-        self.engines = Engines(opened, means.batch_size)
+        self.engines = Engines(_open(means), means.batch_size)
         self.stop = threading.Event()
         self._images = Images(means.shared)
         self._aligners = Aligners(min(means.workers, most_threads()))
@@ -194,6 +193,12 @@ class Worker:
     def _go_on(self) -> None:
         if self.stop.is_set():
             raise CancelledError
+
+
+def _open(means: Means) -> list[Engine]:
+    if means.model is None:
+        return [WithoutNetwork(NoNetwork.here(means.workers))]
+    return means.open(means.model, means.device, means.threads, means.rebuild, means.runtime)
 
 
 def sidecar_of(job: Job) -> Path:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofg_deploy.appearance import Appearance, Look, likeness, thumbnail
+from ofg_deploy.appearance import COARSER, MIXED, Appearance, Look, likeness, thumbnail
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import resample
@@ -19,11 +19,9 @@ from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput,
 if TYPE_CHECKING:
     from ofg_deploy.check.examine import Examined
 
-COARSER = 2.0  # voxel side of an image to that of the network's grid
 OPPOSED = -0.2  # correlation of contents; images of one contrast that are not aligned yet stay around 0
 CONTENT = 0.15  # of the 99th percentile: above it a voxel is no background
 FEWEST = 500  # lattice points that make a correlation worth saying
-MIXED = 0.1  # a model whose images look cut out in a larger share, and in less than all but this, has seen both
 UNLIKE = 0.2  # correlation with the mean of the training images (hippocampus MRI: 0.5 and more, inverted below -0.6)
 SAMPLES = 48  # voxels along each axis where contrasts are compared
 

@@ -14,9 +14,27 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Each verb adds itself to the app, in the order in which --help lists them.
-from ofg_deploy.cli import apply, bench, check, data, evaluate, export, info, register, report, train  # noqa: F401
+from ofg_deploy.cli import (  # noqa: F401
+    apply,
+    bench,
+    check,
+    data,
+    evaluate,
+    export,
+    info,
+    models,
+    register,
+    report,
+    train,
+)
 from ofg_deploy.cli.app import app
-from ofg_deploy.errors import Interrupted, OfgError, without_addresses
+from ofg_deploy.errors import DeviceError, Interrupted, OfgError, without_addresses
+
+# Packages beyond the base that whole verbs need, by the extra that brings them.
+EXTRAS = {
+    "train": ("torch", "onnx", "onnxscript", "lightning_fabric", "tensorboard", "filelock"),
+    "report": ("matplotlib",),
+}
 
 
 def main() -> None:
@@ -38,10 +56,19 @@ def main() -> None:
             _fail(f"{error.format_message()} (see ofg --help)", error.exit_code)
         if os.environ.get("OFG_DEBUG"):
             raise
+        if isinstance(error, ModuleNotFoundError):
+            _check_extra((error.name or "").split(".")[0])
         _fail(f"internal error, {type(error).__name__}: {error} (set OFG_DEBUG=1 for the traceback)", 1)
     if code == Interrupted.exit_code:
         _fail("interrupted", code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_extra(package: str) -> None:
+    """Where a missing package comes with an extra: code 5, and the command that installs it."""
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            _fail(f"{package} is not installed: pip install 'ofg-deploy[{extra}]'", DeviceError.exit_code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -52,6 +52,16 @@ MaxVoxels = Annotated[
     Optional[int],
     typer.Option(callback=_max_voxels, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent."),
 ]
+ModelOrNone = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="auto|none|NAME|FILE",
+        help="A model by name (ofg models), an .onnx or an engine; none: steps on the pair alone; auto: the model "
+        "whose training images both images look like, else none.",
+    ),
+]
 LimitFile = Annotated[
     Optional[Path], typer.Option("--limits", help='JSON of limits: {"folding_percent": {"warn": 0.5, "fail": 1}}.')
 ]

@@ -15,7 +15,9 @@ BenchDevice = Literal["cpu", "cuda"]
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Exported models: one or two, or several for a table.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Exported models, by file or name: one or two, or several for a table.")
+    ],
     repeats: Annotated[int, typer.Option(help="Timed runs of each, in turn.")] = 20,
     guidance_steps: Annotated[
         Optional[int], typer.Option(help="K of the test-time optimisation it replaces; 5 if absent.")
@@ -45,17 +47,19 @@ def bench(
     from ofg_deploy.bench import command
     from ofg_deploy.bench.plan import TableOptions
     from ofg_deploy.bench.proof import ProofOptions
+    from ofg_deploy.catalogue import model_path
 
+    files = [model_path(text) for text in models]
     if not any(option is not None for option in (runtimes, precisions, checkpoint, pairs, device, plot)):
         steps = 5 if guidance_steps is None else guidance_steps
-        command.bench_proof(models, ProofOptions(repeats, steps, threads, grid), json, overwrite)
+        command.bench_proof(files, ProofOptions(repeats, steps, threads, grid), json, overwrite)
         return
     if guidance_steps is not None:
         raise UsageError("--guidance-steps belongs to the proof; a table times networks alone")
     options = TableOptions(
         _names(runtimes), _names(precisions), checkpoint, pairs, grid, device or "cpu", repeats, threads
     )
-    command.bench_table(models, options, json, plot, overwrite)
+    command.bench_table(files, options, json, plot, overwrite)
 
 
 def _names(given: str | None) -> tuple[str, ...]:

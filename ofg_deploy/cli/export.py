@@ -16,7 +16,13 @@ PrecisionOption = Literal["fp32", "fp16", "bf16", "int8", "auto"]
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="Run folder of ofg train, a checkpoint, or (--trt) a model.onnx.")],
+    source: Annotated[
+        Optional[str],
+        typer.Argument(
+            help="Run folder of ofg train, a checkpoint, or (--trt) a model.onnx or a model's name; the newest run in "
+            "./run if absent."
+        ),
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option("--out", "-o", help="File to write; model.onnx, or the .engine beside a model, if absent."),
@@ -79,6 +85,7 @@ def export(
         raise UsageError("--cpu-build and --target go together: --cpu-build --target sm86,sm89,sm120")
     if trt and precision == "int8":
         raise UsageError("--trt --precision int8: int8 models are for the CPU runtimes, build engines of fp32 or fp16")
+    from ofg_deploy.catalogue import is_name, source_path
     from ofg_deploy.export import command
     from ofg_deploy.export.request import BareOptions
     from ofg_deploy.export.toolchain import BuildOptions
@@ -86,4 +93,7 @@ def export(
     options = BareOptions(network, diffeomorphic, grid, spacing, axes, intensity, init, pairs, recipe)
     targets = tuple(part.strip() for part in target.split(",")) if target else ()
     engine = command.EngineOptions(BuildOptions(trt_module, targets, max_batch), rebuild) if trt else None
-    command.export(source, out, options, atol_mm, engine, overwrite, precision, with_warp)
+    path = command.newest_run_here() if source is None else source_path(source)
+    if source is not None and is_name(source) and path.suffix == ".onnx":
+        out = out or Path(f"{source}.engine")  # not into the folder of models
+    command.export(path, out, options, atol_mm, engine, overwrite, precision, with_warp)

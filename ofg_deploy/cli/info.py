@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,10 +11,11 @@ from ofg_deploy.cli.app import app
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="Model (.onnx), engine (.engine), checkpoint or run folder.")],
+    file: Annotated[str, typer.Argument(help="Model (.onnx) or its name, engine (.engine), checkpoint or run folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, every detail.")] = False,
 ) -> None:
     """Print what a model, engine, checkpoint or run expects, promises and came from; it is checked, nothing is run."""
     from ofg_deploy import info as command
+    from ofg_deploy.catalogue import source_path
 
-    command.show(file, json)
+    command.show(source_path(file), json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -15,27 +15,36 @@ from ofg_deploy.cli.app import (
     InterpolationOption,
     LimitFile,
     MaxVoxels,
+    ModelOrNone,
     Overwrite,
     PointsFrameOption,
     QcFail,
     app,
 )
 
+if TYPE_CHECKING:
+    from ofg_deploy.batch.pairs import Make, Pair
+    from ofg_deploy.serve.images import Images
+    from ofg_deploy.serve.job import Job
+
 LabelInterpolationOption = Literal["nearest", "genericlabel"]
 
 RuntimeOption = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+QualityOption = Literal["fast", "default", "best"]
+OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "rebuild")  # options that say nothing without a network
 
 
 @app.command()
 def register(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model or engine made by ofg export.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the outputs.")],
+    context: typer.Context,
     fixed: Annotated[
         Optional[Path], typer.Argument(help="Fixed image (.nii, .nii.gz): the result lies on its grid. Or a folder.")
     ] = None,
     moving: Annotated[
         Optional[Path], typer.Argument(help="Moving image: it is brought to the fixed one. Or a folder.")
     ] = None,
+    model: ModelOrNone = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the outputs.")] = Path(),
     pairs: Annotated[
         Optional[Path],
         typer.Option(
@@ -82,13 +91,22 @@ def register(
         typer.Option(help="What runs the network; auto takes the one measured to be faster and says why."),
     ] = "auto",
     threads: Annotated[
-        int, typer.Option(help="CPU threads of the network and of --refine; 0 for their own choice.")
+        int, typer.Option(help="CPU threads of the network and of the steps on the pair; 0: automatic.")
     ] = 0,
     field_format: Annotated[
         FormatOption,
         typer.Option("--format", help="Another form to write the transform in as well."),
     ] = "itk",
-    refine: Annotated[int, typer.Option(help="Refine the network's field on the pair, by at most so many steps.")] = 0,
+    quality: Annotated[
+        Optional[QualityOption],
+        typer.Option(
+            help="Effort of the steps that optimise the pair itself; default without a network, no steps behind one."
+        ),
+    ] = None,
+    refine: Annotated[
+        Optional[int],
+        typer.Option(help="The same as a number: at most so many steps on the pair at each level; 0: none."),
+    ] = None,
     grid: Annotated[
         Optional[tuple[int, int, int]],
         typer.Option(help="Network grid X Y Z for a model that takes several; the field of view grows with it."),
@@ -120,6 +138,7 @@ def register(
     A batch: --pairs LIST, two folders (by file name), or one image and a folder.
     """
     import signal
+    from dataclasses import replace
     from functools import partial
 
     from ofg_deploy.batch.command import Running
@@ -129,11 +148,14 @@ def register(
     from ofg_deploy.report.command import Quality
     from ofg_deploy.report.limits import Limits
     from ofg_deploy.serve.engine import check_threads
+    from ofg_deploy.serve.images import Images
     from ofg_deploy.serve.job import Job, parse_fill, parse_init
     from ofg_deploy.serve.refinement import Refinement
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: batch systems end their jobs with it
     check_threads(threads)
+    if refine is not None and quality is not None:
+        raise UsageError("--refine and --quality both say how many steps to take: give one of them")
     make = partial(
         Job,
         init=parse_init(init),
@@ -142,7 +164,9 @@ def register(
         overwrite=overwrite,
         command=sys.argv,
         field_format=field_format,
-        refinement=Refinement.at_most(refine, threads),
+        refinement=Refinement.at_most(refine or 0, threads),
+        quality=quality,
+        threads=threads,
         max_voxels=max_voxels or MAX_VOXELS,
         grid=grid,
         label_interpolation=label_interpolation,
@@ -160,11 +184,12 @@ def register(
     }
     if rebuild:
         from ofg_deploy.export.engine import rebuild as rebuild_engine
-    how = (model, device, threads, rebuild_engine if rebuild else None, runtime)
+    how = (device, threads, rebuild_engine if rebuild else None, runtime)
+    settle = partial(_settle, context, model, refine, quality)
     running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)
     if limits and not (report or qc_fail):
         raise UsageError("--limits goes with --report or --qc-fail")
-    quality = Quality(report, qc_fail, Limits.parse(limits))
+    judged = Quality(report, qc_fail, Limits.parse(limits))
     if pairs is None and (fixed is None or moving is None):
         raise UsageError("FIXED and MOVING are needed, or a list of them: --pairs")
     if fixed and moving and not (fixed.is_dir() or moving.is_dir() or pairs):
@@ -172,23 +197,68 @@ def register(
             raise UsageError("--workers, --batch-size, --resume, --num-parts and --executor go with a batch")
         from ofg_deploy.serve import command
 
-        job = make(fixed=fixed, moving=moving, out=out, **beside)
-        with quality.of_pair(job.outputs("affine")["sidecar"], overwrite):
-            command.register(job, *how)
+        images = Images({fixed, moving})
+        path, [job] = settle([make(fixed=fixed, moving=moving, out=out, **beside)], images, of_batch=False)
+        with judged.of_pair(job.outputs("affine")["sidecar"], overwrite):
+            command.register(job, path, *how, images)
         return
     if num_parts > 1 and (report or qc_fail):
         raise UsageError("--report and --qc-fail look at all pairs: after the parts run ofg report on their folder")
     from ofg_deploy.batch import command as batch
-    from ofg_deploy.batch.pairs import from_folders, from_list
     from ofg_deploy.batch.work import Means
 
-    if fixed and moving and not pairs:
-        found = from_folders(fixed, moving, out, make, beside)
-    elif fixed or any(beside.values()):
-        raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
-    else:
-        assert pairs is not None
-        found = from_list(pairs, out, make)
-    means = Means(*how, running.workers_here(), batch_size, out)
-    with quality.of_folder(out, overwrite or resume):
+    found = _pairs_of(fixed, moving, pairs, out, make, beside)
+    path, jobs = settle([pair.job for pair in found], Images(), of_batch=True)
+    found = [replace(pair, job=job) for pair, job in zip(found, jobs, strict=True)]
+    means = Means(path, *how, running.workers_here(), batch_size, out)
+    with judged.of_folder(out, overwrite or resume):
         batch.register(found, out, means, running, sys.argv)
+
+
+def _pairs_of(
+    fixed: Optional[Path], moving: Optional[Path], pairs: Optional[Path], out: Path, make: Make, beside: dict[str, Any]
+) -> list[Pair]:
+    """Of a batch, from two folders, an image and a folder, or a list."""
+    from ofg_deploy.batch.pairs import from_folders, from_list
+    from ofg_deploy.errors import UsageError
+
+    if fixed and moving and not pairs:
+        return from_folders(fixed, moving, out, make, beside)
+    if fixed or any(beside.values()):
+        raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
+    assert pairs is not None
+    return from_list(pairs, out, make)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _settle(
+    context: typer.Context,
+    model: str,
+    refine: Optional[int],
+    quality: Any,
+    jobs: list[Job],
+    images: Images,
+    of_batch: bool,
+) -> tuple[Optional[Path], list[Job]]:
+    """The model's file, None for no network, and the jobs with the steps on the pair that go with it.
+
+    Raises:
+        UsageError: options of a network's runtime where there is no network.
+    """
+    from dataclasses import replace
+
+    from ofg_deploy.errors import UsageError
+    from ofg_deploy.serve.automatic import choose
+
+    found = choose(model, jobs, images, of_batch)
+    given = [f"--{name.replace('_', '-')}" for name in OF_AN_ENGINE if _given(context, name)]
+    if found.path is None and given:
+        why = f" ({found.reason})" if found.reason else ""
+        raise UsageError(f"{', '.join(given)}: there is no network to act on{why}: leave it out, or give -m MODEL")
+    by_default = found.path is None and refine is None and quality is None
+    steps: Any = "default" if by_default else quality
+    return found.path, [replace(job, quality=steps, model_choice=found.reason) for job in jobs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -15,6 +15,7 @@ OptimiserOption = Literal["adam", "greedy", "multilevel"]
 SimilarityOption = Literal["ncc", "mse", "mind"]
 RegulariserOption = Literal["diffusion", "bending"]
 PrecisionOption = Literal["fp32", "bf16", "fp16"]
+StartsOption = Literal["frame", "pair"]
 
 
 WITH_RESUME = {"out", "resume", "device", "threads", "workers", "loader_workers", "activation_checkpointing"}
@@ -32,7 +33,11 @@ def _refuse_others(context: typer.Context) -> None:
 def train(
     context: typer.Context,
     data: Annotated[
-        Optional[Path], typer.Argument(help="dataset.json of ofg data, folder of NIfTI, or CSV or JSON list of pairs.")
+        Optional[Path],
+        typer.Argument(
+            help="dataset.json of ofg data, folder of NIfTI, or CSV or JSON list of pairs; if absent dataset.json or "
+            "images (and labels) of the current folder."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("run"),
     labels: Annotated[Optional[Path], typer.Option(help="Folder of label maps, named like the images.")] = None,
@@ -62,13 +67,23 @@ def train(
     init: Annotated[
         Optional[InitOption], typer.Option(help="Alignment before the network sees a pair; affine if absent.")
     ] = None,
+    starts: Annotated[
+        Optional[StartsOption],
+        typer.Option(
+            help="frame: align each subject once, with one of them, and compose the starts of training pairs; pair: "
+            "align each pair; frame where that is less work if absent."
+        ),
+    ] = None,
     two_way: Annotated[
         Optional[bool], typer.Option("--two-way/--one-way", help="Also visit every pair with its images swapped.")
     ] = None,
     flip: Annotated[
         Optional[bool], typer.Option("--flip/--no-flip", help="Mirror both images along random axes.")
     ] = None,
-    network: Annotated[str, typer.Option(help="Architecture.")] = "voxelmorph",
+    network: Annotated[
+        Optional[str],
+        typer.Option(help="Architecture; voxelmorph if absent, with --hours and without a GPU voxelmorph-half."),
+    ] = None,
     diffeomorphic: Annotated[
         bool, typer.Option("--diffeomorphic", help="Predict a stationary velocity field and integrate it.")
     ] = False,
@@ -132,7 +147,9 @@ def train(
     dice_weight: Annotated[
         float, typer.Option(help="Weight of the Dice loss of training labels (weak supervision).")
     ] = 0.0,
-    lr: Annotated[float, typer.Option(help="Outer learning rate.")] = 1e-4,
+    lr: Annotated[
+        Optional[float], typer.Option(help="Outer learning rate; 1e-4 if absent, with --hours as the length asks for.")
+    ] = None,
     steady: Annotated[
         Optional[bool],
         typer.Option(
@@ -140,14 +157,22 @@ def train(
             help="Clip gradients that are out of proportion; on if absent, off with --recipe paper.",
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs.")] = 500,
+    hours: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar="H",
+            help="Plan a run that ends in so many hours on this machine: epochs, steps, learning rate and, without a "
+            "GPU, a compact network. Options given win.",
+        ),
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs; 500 if absent.")] = None,
     steps_per_epoch: Annotated[
         Optional[int], typer.Option(help="Pairs per epoch; every training pair once if absent.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pairs at once, in each process.")] = 1,
     accumulate: Annotated[int, typer.Option(help="Batches averaged before an optimiser step.")] = 1,
     precision: Annotated[PrecisionOption, typer.Option(help="Of the network; energies stay in float32.")] = "fp32",
-    validate_every: Annotated[int, typer.Option(help="Epochs between validations.")] = 1,
+    validate_every: Annotated[Optional[int], typer.Option(help="Epochs between validations; 1 if absent.")] = None,
     picture_every: Annotated[int, typer.Option(help="Epochs between pictures of a validation pair; 0: none.")] = 10,
     pairs: Annotated[
         Optional[int], typer.Option(help="Most training pairs; if absent 400 of random ones, and all of others.")
@@ -179,6 +204,8 @@ def train(
         _refuse_others(context)
         command.resume(out, resources)
         return
+    if data is None:
+        data, labels = command.find_here(labels)
     of_data, published = split_recipes(recipe or [])
     given_guidance = {
         "guidance_start": guidance_start,
@@ -197,10 +224,19 @@ def train(
     }
     guided = settle_guidance(guidance, guidance_optimiser, similarity, given_guidance, published)
     given = Options(grid, spacing, intensity, init, two_way, flip, axes)
-    pair_list = command.find(data, out, labels, pairs, seed, skip_bad)
+    of_length: dict[str, Any] = {
+        "epochs": epochs,
+        "steps_per_epoch": steps_per_epoch,
+        "lr": lr,
+        "validate_every": validate_every,
+    }
+    budget = command.budget_of(hours, of_length)
+    network = network or command.default_network(budget, resources)
+    pair_list = command.find(data, out, labels, pairs, seed, skip_bad, budget)
     expects, options, pair_list = command.settle(data, pair_list, network, of_data, given)
     config = TrainConfig(
         expects=expects,
+        frame=command.frame_of(starts, pair_list, expects.init),
         network=network,
         diffeomorphic=diffeomorphic,
         **guided,
@@ -208,17 +244,14 @@ def train(
         regulariser=regulariser,
         smoothness=smoothness,
         dice_weight=dice_weight,
-        lr=lr,
+        **{name: value for name, value in of_length.items() if value is not None},
         steady=not published if steady is None else steady,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
         accumulate=accumulate,
         precision=precision,
-        validate_every=validate_every,
         picture_every=picture_every,
         seed=seed,
         two_way=bool(options.two_way),
         flip=bool(options.flip),
     )
-    command.start(out, config, pair_list, cache or out / "cache", resources, skip_bad)
+    command.start(out, config, pair_list, cache or out / "cache", resources, skip_bad, budget)

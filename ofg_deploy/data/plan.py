@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ofg_deploy.data.description import Plan
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
+from ofg_deploy.memory import free_ram
 from ofg_deploy.preprocess import check_spacing
 
 DIVISOR = 16  # of the default network; training rounds up for one that needs more
@@ -84,15 +83,4 @@ def memory_at_hand() -> Memory:
         sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
         if done.returncode == 0 and sizes:
             return Memory(max(sizes) * 1024**2, "CUDA memory")
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    size = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    return Memory(_available_linux() or size, "free RAM")
-
-
-def _available_linux() -> int | None:
-    """What Linux would give without swapping; free pages alone leave out the file cache."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    return Memory(free_ram(), "free RAM")

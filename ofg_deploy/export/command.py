@@ -22,6 +22,7 @@ from ofg_deploy.export.request import BareOptions, find_source
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.serve.engine_file import SUFFIX, record_path
+from ofg_deploy.train.here import newest_run
 
 ROWS = {
     "field_vox_mean": "field error, mean (voxel)",
@@ -44,6 +45,13 @@ class EngineOptions:
 
     build: BuildOptions
     again: bool
+
+
+def newest_run_here() -> Path:
+    """The run to export where none was named; says which. Raises as ``train.here.newest_run``."""
+    run = newest_run(Path())
+    terminal().print(f"run: {run} (the newest one here)", soft_wrap=True)
+    return run
 
 
 def export(

@@ -12,6 +12,7 @@ from ofg_deploy.outputs import check_writable
 from ofg_deploy.serve.apply import Application
 from ofg_deploy.serve.apply import apply as apply_transforms
 from ofg_deploy.serve.engine import Device, Runtime, open_engine
+from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.register import Result
 from ofg_deploy.serve.register import register as register_pair
@@ -35,30 +36,37 @@ ROWS = {
 
 def register(
     job: Job,
-    model: Path,
+    model: Path | None,
     device: Device,
     threads: int,
     rebuild: Rebuild | None = None,
     runtime: Runtime = "auto",
+    images: Images | None = None,
 ) -> Result:
     """Load the model, register, print. Raises as ``serve.register.register``."""
     # Paths may hold what rich takes for markup or emoji.
     console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
     if job.init is not None:  # otherwise the outputs depend on the model, which is read first
         check_writable(list(job.outputs(job.init).values()), job.overwrite)
-    choice = choose(model, device) if runtime == "auto" else None
+    choice = choose(model, device) if model and runtime == "auto" else None
     engine = open_engine(model, device, threads, rebuild, choice.runtime if choice else runtime)
     console.print(f"fixed={job.fixed} moving={job.moving}", soft_wrap=True)
-    console.print(f"network {engine.contract.network} on {engine.provider} ({engine.runtime})", soft_wrap=True)
+    network = f"network {engine.contract.network} on {engine.provider} ({engine.runtime})" if model else None
+    for line in method(job, network):
+        console.print(line, soft_wrap=True)
     if choice and choice.reason:
         console.print(f"runtime {choice.runtime}: {choice.reason}", soft_wrap=True)
     with console.status("registering"):
-        result = register_pair(job, engine)
+        result = register_pair(job, engine, images)
     for warning in result.sidecar["warnings"]:
         stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
     for line in _notes(result):
         console.print(line, soft_wrap=True)
     table = Table("measure", "value")
+    if not model:
+        grid = result.sidecar["network_grid"]
+        sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
+        table.add_row("grid of the steps", f"{'x'.join(map(str, grid['shape']))} voxels of {sides} mm")
     for key, name in ROWS.items():
         if (value := result.sidecar["metrics"].get(key)) is not None:
             table.add_row(name, f"{value:.4g}")
@@ -92,6 +100,20 @@ def _notes(result: Result) -> list[str]:
         if fill["value"]:
             found.append(f"{inputs[role]['path']}: outside of it {fill['value']:g} ({fill['found']})")
     return found
+
+
+def method(job: Job, network: str | None) -> list[str]:
+    """How a pair is registered, a line each; ``network`` says what runs it, None without one."""
+    auto = f"model auto: {'' if network else 'no network: '}{job.model_choice}"
+    lines = [auto] if job.model_choice else []
+    if network:
+        return [*lines, network]
+    if job.quality:
+        return [*lines, f"no network: initial alignment, then steps on the pair (quality {job.quality})"]
+    if job.refinement:
+        steps = job.refinement.optimiser.steps
+        return [*lines, f"no network: initial alignment, then at most {steps} steps on the pair at each level"]
+    return [*lines, "no network and no steps on the pair: the result is the initial alignment"]
 
 
 def apply(job: Application) -> None:

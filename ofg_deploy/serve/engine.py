@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import InputError, UsageError, check_count
 from ofg_deploy.field import Field
-from ofg_deploy.model_file import Contract
 
 if TYPE_CHECKING:
+    from ofg_deploy.serve.no_network import Promise
     from ofg_deploy.serve.tensorrt import Rebuild
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -20,19 +20,34 @@ Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Engine(Protocol):
-    """A loaded network.
+    """A loaded network, or what stands for it where there is none (``no_network``).
 
     Attributes:
         contract: what the model promises and expects.
-        model_sha256: digest of the model file.
+        model_sha256: digest of the model file; None without one.
         runtime: name and version of what runs it.
         provider: what it really runs on, as the runtime reports it.
     """
 
-    contract: Contract
-    model_sha256: str
-    runtime: str
-    provider: str
+    @property
+    def contract(self) -> Promise:
+        """See above, as the others."""
+        ...
+
+    @property
+    def model_sha256(self) -> str | None:
+        """Hex digits."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """For people to read."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """For people to read; holds ``CPU`` where it is one."""
+        ...
 
     def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """(X, Y, Z) twice, 0..1 on the network's grid -> (3, X, Y, Z) float32 voxels."""
@@ -45,7 +60,7 @@ def check_threads(threads: int) -> None:
 
 
 def open_engine(
-    path: Path,
+    path: Path | None,
     device: Device = "auto",
     threads: int = 0,
     rebuild: Rebuild | None = None,
@@ -55,6 +70,7 @@ def open_engine(
     """Load a model file.
 
     Args:
+        path: None registers without a network.
         device: ``auto`` takes CUDA where the runtime offers it, otherwise the CPU; the engine says what it took.
         threads: CPU threads of the network; 0 leaves it to the runtime.
         rebuild: what to do with a TensorRT engine that does not fit this place; None refuses it.
@@ -67,6 +83,10 @@ def open_engine(
         UsageError: a runtime that does not read such files, or a negative number of threads.
     """
     check_threads(threads)
+    if path is None:
+        from ofg_deploy.serve.no_network import NoNetwork, WithoutNetwork
+
+        return WithoutNetwork(NoNetwork.here())
     if path.suffix not in (".engine", ".onnx"):
         raise InputError(f"{path} is not an .onnx model or an .engine: make one with ofg export")
     if runtime == "auto":

@@ -10,13 +10,13 @@ from typing import Any, get_args
 import numpy as np
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.geometry import Shape
+from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import read_json
 from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
-from ofg_deploy.serve.refinement import Refinement
+from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
 from ofg_deploy.transform.dialects import Dialect
 from ofg_deploy.transform.itk import AFFINE_ENDINGS
 from ofg_deploy.transform.points import PointsFrame
@@ -41,7 +41,11 @@ class Job:
         overwrite: replace outputs of an earlier run.
         command: recorded in the sidecar.
         field_format: write the transform in this form as well; the one of ITK is always there.
-        refinement: refine the network's field on the pair; None leaves it as it is.
+        refinement: steps on the pair, behind the network or without one; None takes none, unless ``quality`` is given.
+        quality: the same by how much effort is to be taken; what that means depends on the voxels of the grid.
+        similarity: what the steps of ``quality`` follow.
+        threads: of these steps; 0 for as many as are set.
+        model_choice: why ``-m auto`` took the model it took, or none; recorded in the sidecar.
         max_voxels: larger images and label maps are refused before their voxels are read.
         grid: of the network, for a model that takes several; None means the one it was trained on.
         fixed_mask, moving_mask: label maps on their images; what is 0 there does not count for the start.
@@ -66,6 +70,10 @@ class Job:
     command: list[str] = field(default_factory=list)
     field_format: Dialect = "itk"
     refinement: Refinement | None = None
+    quality: Quality | None = None
+    similarity: Similarity = "auto"
+    threads: int = 0
+    model_choice: str | None = None
     max_voxels: int = MAX_VOXELS
     grid: Shape | None = None
     fixed_mask: Path | None = None
@@ -100,6 +108,12 @@ class Job:
         if (self.fixed_mask or self.moving_mask) and init not in IMAGE_BASED:
             raise UsageError(f"a mask restricts what the start looks at, and --init {init} looks at no voxel: drop it")
 
+    def steps_on(self, spacing_mm: Spacing) -> Refinement | None:
+        """The steps on the pair, on a grid of such voxels; None for none."""
+        if self.quality is None:
+            return self.refinement
+        return Refinement.of_quality(self.quality, self.similarity, spacing_mm, self.threads)
+
     def options(self) -> dict[str, Any]:
         """What decides the results beside the inputs, the start and the model; as JSON has it."""
         return {
@@ -107,6 +121,8 @@ class Job:
             "interpolation": self.interpolation or "auto",
             "format": self.field_format,
             "refine": self.refinement.optimiser.steps if self.refinement else 0,
+            "quality": self.quality,
+            "similarity": self.similarity,
             "grid": list(self.grid) if self.grid else None,
             "label_interpolation": self.label_interpolation,
             "points_frame": self.points_frame,

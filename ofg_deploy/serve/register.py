@@ -17,13 +17,15 @@ from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, save_transform, save_volume
 from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json
-from ofg_deploy.preprocess import Init, PreparedPair, Start, prepare_pair
+from ofg_deploy.preprocess import Init, NetworkInput, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
+from ofg_deploy.serve.automatic import strangeness
 from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import compare_labels, measure
+from ofg_deploy.serve.no_network import NoNetwork, Promise
 from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
@@ -42,7 +44,9 @@ class Prepared:
         job: what was asked for; init: the start it comes to with this model.
         outputs: final path by role, the sidecar last.
         fixed, moving, beside: as they were read.
+        expects: what the pair was prepared for.
         pair: both images on the network's grid.
+        notes: warnings about how it was prepared.
         clock: seconds by stage so far.
     """
 
@@ -52,7 +56,9 @@ class Prepared:
     fixed: Volume
     moving: Volume
     beside: Companions
+    expects: NetworkInput
     pair: PreparedPair
+    notes: tuple[str, ...]
     clock: Clock
 
 
@@ -64,7 +70,7 @@ class Result:
     sidecar: dict[str, Any]
 
 
-def register(job: Job, engine: Engine) -> Result:
+def register(job: Job, engine: Engine, images: Images | None = None) -> Result:
     """Fixed + moving -> warped image, total transform, what moves with them, sidecar.
 
     The transform maps fixed points to moving points: u(x) = A(x + d(x)) - x, with A the affine start and d the
@@ -77,12 +83,12 @@ def register(job: Job, engine: Engine) -> Result:
         ParityError: a transform that reads back as another one; nothing is written then.
         UsageError: a grid too small to refine on, or one the model does not take.
     """
-    prepared = prepare(job, engine.contract)
+    prepared = prepare(job, engine.contract, images)
     return finish(prepared, predict(engine, prepared), engine)
 
 
 def prepare(
-    job: Job, contract: Contract, images: Images | None = None, align: Align = Start.moving_from_fixed
+    job: Job, contract: Promise, images: Images | None = None, align: Align = Start.moving_from_fixed
 ) -> Prepared:
     """Read all that the job names and bring the pair onto the network's grid; needs no engine. Raises as ``register``.
 
@@ -90,12 +96,8 @@ def prepare(
         images: where they are read; a batch keeps those that pairs share.
         align: what carries out a start; a batch has processes for it.
     """
-    expects = contract.on_grid(job.grid)
-    init = job.init or expects.init
-    job.check_masks(init)
+    init = check_steps(job, contract)
     outputs = job.outputs(init)
-    if job.refinement:
-        job.refinement.check_grid(expects.shape)
     check_writable(list(outputs.values()), job.overwrite)
     if job.overwrite:
         check_inputs_stay([*outputs.values(), *job.obsolete(init)], job.reads())
@@ -106,10 +108,31 @@ def prepare(
         beside = companions.load(job, fixed, moving, images)
         dialects.check_images(job.field_format, job.fixed, fixed.grid, job.moving, moving.grid, job.max_voxels)
     with clock("prepare"):
+        if isinstance(contract, NoNetwork):
+            expects, notes = contract.plan(fixed, moving)
+        else:
+            expects, notes = contract.on_grid(job.grid), _unlike(job, contract, fixed, moving)
         start = _start(init, beside)
         known = replace(start, matrix=align(start, fixed, moving))
         pair = prepare_pair(fixed, moving, expects, known)
-    return Prepared(job, init, outputs, fixed, moving, beside, pair, clock)
+    return Prepared(job, init, outputs, fixed, moving, beside, expects, pair, notes, clock)
+
+
+def _unlike(job: Job, contract: Contract, fixed: Volume, moving: Volume) -> tuple[str, ...]:
+    """Of a pair of a batch whose model was chosen by other pairs of it."""
+    if job.model_choice and (reason := strangeness(contract, fixed, moving)):
+        return (f"auto chose the model by other pairs, and here {reason}: compare with -m none",)
+    return ()
+
+
+def check_steps(job: Job, contract: Promise) -> Init | Path:
+    """The start a job comes to with a model, or without one. Raises UsageError as ``register``, before any image."""
+    init = job.init or contract.init
+    job.check_masks(init)
+    expects = contract.on_grid(job.grid)
+    if expects and (steps := job.steps_on(expects.spacing_mm)):
+        steps.check_grid(expects.shape)
+    return init
 
 
 def predict(engine: Engine, prepared: Prepared) -> Field:
@@ -130,11 +153,11 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
     """From the network's field to files. Of the engine only what it says of itself is used; raises as ``register``."""
     job, init, outputs, clock = prepared.job, prepared.init, prepared.outputs, prepared.clock
     fixed, moving, beside, pair = prepared.fixed, prepared.moving, prepared.beside, prepared.pair
-    refined = _refine(job, network_vox, pair, clock)
+    refined = _refine(prepared, network_vox)
     with clock("transform"):
         field_vox = refined.field if refined else network_vox
         displacement = total_displacement_mm(field_vox, pair.grid, fixed.grid, pair.moving_from_fixed)
-        source = f"the field of this {engine.contract.network} model for {job.fixed} and {job.moving}"
+        source = f"the field of {_called(engine.contract)} for {job.fixed} and {job.moving}"
         forward = field_map(displacement, fixed.grid, source)
     with clock("warp"):
         fill = pair.background if job.fill is None else Background.given(job.fill)
@@ -157,8 +180,21 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
         inputs: dict[str, Volume | Source] = {"fixed": fixed, "moving": moving, **beside.volumes()}
         record = sidecar.record(
-            job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined, fill
+            job,
+            init,
+            engine,
+            prepared.expects,
+            pair,
+            outputs,
+            inputs,
+            numbers,
+            clock.seconds,
+            moved,
+            inverse,
+            refined,
+            fill,
         )
+        record["warnings"][:0] = prepared.notes
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
@@ -191,16 +227,21 @@ def _measure(
     return numbers
 
 
-def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> Refined | None:
-    if not job.refinement:
+def _refine(prepared: Prepared, network_vox: Field) -> Refined | None:
+    steps, pair = prepared.job.steps_on(prepared.expects.spacing_mm), prepared.pair
+    if steps is None:
         return None
-    with clock("refine"):
+    with prepared.clock("refine"):
         # Its kernels take what lies outside for 0, and local correlation does not see a constant.
         fixed, moving = (
             image - np.float32(empty) if empty else image
             for image, empty in zip((pair.fixed, pair.moving), pair.empty, strict=True)
         )
-        return refine(network_vox, moving, fixed, job.refinement)
+        return refine(network_vox, moving, fixed, steps)
+
+
+def _called(contract: Promise) -> str:
+    return "the steps on the pair" if isinstance(contract, NoNetwork) else f"this {contract.network} model"
 
 
 def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:

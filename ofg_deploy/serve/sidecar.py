@@ -13,12 +13,14 @@ from typing import Any
 
 from ofg_deploy import __version__
 from ofg_deploy.background import Background
+from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.outputs import sha256_file
-from ofg_deploy.preprocess import Init, PreparedPair
+from ofg_deploy.preprocess import Init, NetworkInput, PreparedPair
 from ofg_deploy.serve.companions import Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.no_network import NONE
 from ofg_deploy.serve.refinement import Refined
 from ofg_deploy.transform.inverse import InverseField
 from ofg_deploy.transform.source import Source
@@ -30,6 +32,7 @@ def record(
     job: Job,
     init: Init | Path,
     engine: Engine,
+    expects: NetworkInput,
     pair: PreparedPair,
     outputs: dict[str, Path],
     inputs: dict[str, Volume | Source],
@@ -56,7 +59,7 @@ def record(
         "inputs": {role: describe(volume) for role, volume in inputs.items()},
         "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
-        "model": {"sha256": engine.model_sha256, **asdict(engine.contract)},
+        "model": _model(job, engine, expects),
         "network_grid": {"shape": pair.grid.shape, "spacing_mm": pair.grid.spacing_mm},
         "fill": {"moving": fill.record(), **{role: source.fill.record() for role, source in channels.items()}},
         **({"interpolation": {role: _interpolation(source) for role, source in channels.items()}} if channels else {}),
@@ -75,6 +78,14 @@ def record(
 def _interpolation(source: Source) -> dict[str, Any]:
     series = {"volumes": source.time.volumes} if source.time else {}
     return {"method": source.interpolation, "found": source.by or None, **series}
+
+
+def _model(job: Job, engine: Engine, expects: NetworkInput) -> dict[str, Any]:
+    """The model's contract; where there is no network, what was planned for the pair in its place."""
+    contract = engine.contract
+    given = asdict(contract) if isinstance(contract, Contract) else {"network": NONE, "expects": asdict(expects)}
+    chosen = {"chosen_by": "auto", "reason": job.model_choice} if job.model_choice else {}
+    return {"sha256": engine.model_sha256, **given, **chosen}
 
 
 def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:

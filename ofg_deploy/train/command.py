@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,10 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ofg_deploy.errors import InputError, Interrupted, UsageError, check_count
-from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
+from ofg_deploy.train.budget import COMPACT, DEFAULT_NETWORK, Budget, Costs, describe, plan
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import (
+    DEFAULT_PAIRS,
     PairList,
     check_labels,
     check_pairs,
@@ -32,47 +36,79 @@ from ofg_deploy.train.dataset import (
 )
 from ofg_deploy.train.devices import check_bf16_on_cpu, choose_device, first_alone, launch
 from ofg_deploy.train.estimate import check_memory
+from ofg_deploy.train.here import data_in
 from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network, network_class
 from ofg_deploy.train.objective import Objective
 from ofg_deploy.train.recipes import DEFAULT_INIT, Options, check_pairing, find_recipe, resolve
 from ofg_deploy.train.run import EpochRecord, Run, breakdown
+from ofg_deploy.train.starts import COMPOSED, choose_frame, images_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+PLAIN_EVERY_S = 60.0  # a line of progress where there is no terminal
 UNKNOWN_LABELS = 35  # of a Dice loss over all labels that occur: as many as brain parcellations have
 
 
-def find(data: Path | None, out: Path, labels: Path | None, pairs: int | None, seed: int, skip_bad: bool) -> PairList:
+def find_here(labels: Path | None) -> tuple[Path, Path | None]:
+    """What to train on and its label maps, where no data was named; says what was taken.
+
+    Raises:
+        UsageError: nothing there.
+    """
+    data, beside = data_in(Path())
+    labels = labels or beside
+    _console().print(f"data: {data}{f' with {labels}' if labels else ''} (of this folder)", soft_wrap=True)
+    return data, labels
+
+
+def budget_of(hours: float | None, given: Mapping[str, object]) -> Budget | None:
+    """What ``--hours`` plans with; None without it. ``given`` has None for options that were not named."""
+    return None if hours is None else Budget(hours, frozenset(name for name in given if given[name] is not None))
+
+
+def default_network(budget: Budget | None, resources: Resources) -> str:
+    """The architecture where none is named: a compact one where there is a budget and no GPU."""
+    return COMPACT if budget and choose_device(resources.device) == "cpu" else DEFAULT_NETWORK
+
+
+def find(
+    data: Path,
+    out: Path,
+    labels: Path | None,
+    pairs: int | None,
+    seed: int,
+    skip_bad: bool,
+    budget: Budget | None = None,
+) -> PairList:
     """The usable pairs of a new run, every scan's header checked.
 
     Raises:
-        UsageError: no data. InputError: ``out`` holds a run already, or scans that cannot be used.
+        InputError: ``out`` holds a run already, or scans that cannot be used.
     """
-    if data is None:
-        raise UsageError("give a folder of images, a data set or a list of pairs, or --resume to continue a run")
     if pairs is not None:
         check_count("--pairs", pairs)
     if Run(out).config.exists():
         raise InputError(f"{out} holds a run already: add --resume to continue it or choose another folder")
-    found, left_out = check_pairs(find_pairs(data, labels, pairs, seed), skip_bad)
+    at_random = budget.most_pairs if budget else DEFAULT_PAIRS
+    found, left_out = check_pairs(find_pairs(data, labels, pairs, seed, at_random), skip_bad)
     _warn(left_out)
     return found
 
 
 def settle(
-    data: Path | None, pairs: PairList, network: str, recipe_name: str | None, given: Options
+    data: Path, pairs: PairList, network: str, recipe_name: str | None, given: Options
 ) -> tuple[NetworkInput, Options, PairList]:
     """What the network will see, the options with nothing left open but grid and spacing, and what Dice is taken over.
 
     An option that was given wins over the recipe, the recipe over the plan in ``dataset.json``, and that over a grid
     planned from the images here.
     """
-    recipe, dataset = find_recipe(recipe_name), find_dataset(data) if data else None
+    recipe, dataset = find_recipe(recipe_name), find_dataset(data)
     if recipe is not None:
-        check_pairing(str(recipe_name), recipe, dataset, listed=dataset is None and bool(data and data.is_file()))
+        check_pairing(str(recipe_name), recipe, dataset, listed=dataset is None and data.is_file())
         pairs = replace(pairs, evaluated=recipe.labels)
     architecture = network_class(network)
     if given.grid is not None:
@@ -86,6 +122,23 @@ def settle(
         grid, spacing = grid or planned_grid, spacing or planned_spacing
     expects = NetworkInput(grid, spacing, intensity, options.init or DEFAULT_INIT, options.axes or "RAS")
     return expects, options, pairs
+
+
+def frame_of(starts: str | None, pairs: PairList, init: Init) -> str | None:
+    """The common frame of the training pairs' starts; None aligns each pair by itself.
+
+    Args:
+        starts: ``frame``, ``pair``, or None for what is less work.
+
+    Raises:
+        UsageError: ``frame`` with a start that cannot be composed.
+    """
+    if starts == "pair":
+        return None
+    if starts == "frame" and init not in COMPOSED:
+        raise UsageError(f"--starts frame composes {' or '.join(COMPOSED)} starts, and --init is {init}: leave it out")
+    frame = choose_frame(pairs.training, init, always=starts == "frame")
+    return None if frame is None else str(frame)
 
 
 @dataclass(frozen=True)
@@ -113,15 +166,40 @@ class Resources:
 
 
 def start(
-    out: Path, config: TrainConfig, pairs: PairList, cache: Path, resources: Resources, skip_bad: bool = False
+    out: Path,
+    config: TrainConfig,
+    pairs: PairList,
+    cache: Path,
+    resources: Resources,
+    skip_bad: bool = False,
+    budget: Budget | None = None,
 ) -> None:
-    """Begin a run in ``out``; the folder is claimed only once every pair is prepared and a step has been tried."""
-    run = Run(out)
+    """Begin a run in ``out``; the folder is claimed only once every pair is prepared and a step has been tried.
+
+    Args:
+        budget: of time, by which the length is planned once it is known what a step takes here.
+    """
+    began, run = time.monotonic(), Run(out)
     fabric = launch(choose_device(resources.device), config.precision)
     memory = _check_machine(config, pairs, fabric, resources)
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, skip_bad))
     trainer = _trainer(run, config, pairs, files, fabric, resources)
-    _announce(trainer, pairs, memory)
+    step_s = trainer.trial().seconds
+    if budget:
+        costs = Costs(
+            trainer.mean_over_processes(step_s),
+            trainer.mean_over_processes(trainer.trial_validation()),
+            trainer.mean_over_processes(3600 * budget.hours - (time.monotonic() - began)),
+            config.batch_size * fabric.world_size,
+        )
+        config = plan(config, budget, costs)
+        trainer = _trainer(run, config, pairs, files, fabric, resources)
+    _announce(trainer, pairs, memory, step_s)
+    if budget:
+        for line in describe(config, budget, costs):
+            _console().print(line, soft_wrap=True)
+    elif fabric.device.type == "cpu":
+        _console().print("no GPU: --hours H plans a run that ends in H hours on this machine", soft_wrap=True)
     first_alone(fabric, lambda: _claim(fabric, run, config, pairs, cache, files))
     _train(trainer)
 
@@ -135,7 +213,7 @@ def resume(out: Path, resources: Resources) -> None:
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, skip_bad=False))
     run.check_unchanged([*files["training"], *files["validation"]])
     trainer = _trainer(run, config, pairs, files, fabric, resources)
-    _announce(trainer, pairs, memory)
+    _announce(trainer, pairs, memory, trainer.trial().seconds)
     _train(trainer)
 
 
@@ -173,16 +251,23 @@ def _prepare(
     failed = check_labels(pairs.validation + (pairs.training if config.dice_weight else ()))
     if not skip_bad:  # says so now, not after the long work
         without_failed(pairs, failed, skip_bad)
+    frame = None if config.frame is None else Path(config.frame)
+    work = len(every) + (len(images_of(pairs.training)) if frame else 0)
     with Progress(*columns, disable=not _is_first()) as progress:
-        task = progress.add_task(f"preparing pairs (init {config.expects.init})", total=len(every))
-        files = prepare_all(
-            every,
-            config.expects,
-            cache,
-            workers or os.cpu_count() or 1,
-            lambda: progress.advance(task),
-            failed if skip_bad else None,
-        )
+        task = progress.add_task(f"preparing pairs (init {config.expects.init})", total=work)
+        told, done = time.monotonic(), 0
+
+        def advance() -> None:
+            nonlocal told, done
+            done += 1
+            progress.advance(task)
+            if not progress.console.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
+                told = time.monotonic()
+                _console().print(f"preparing pairs: {done} of {work} steps done", soft_wrap=True)
+
+        how = (config.expects, cache, workers or os.cpu_count() or 1, advance, failed if skip_bad else None)
+        # Validation pairs start as ofg register will, each from its own alignment.
+        files = prepare_all(list(pairs.training), *how, frame) + prepare_all(list(pairs.validation), *how)
     kept, left_out = without_failed(pairs, failed, skip_bad)
     _warn(left_out)
     where = dict(zip(every, files, strict=True))
@@ -251,7 +336,7 @@ def _train(trainer: Trainer) -> None:
     console.print(f"next: ofg export {run.folder} -o model.onnx", soft_wrap=True)
 
 
-def _announce(trainer: Trainer, pairs: PairList, memory: str) -> None:
+def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float) -> None:
     """What is about to happen, and what it takes in memory and time."""
     config, fabric, console = trainer.config, trainer.fabric, _console()
     grid = "x".join(str(n) for n in config.expects.shape)
@@ -262,9 +347,8 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str) -> None:
         f"{len(pairs.training)} training and {len(pairs.validation)} validation pairs",
         soft_wrap=True,
     )
-    seconds = trainer.trial().seconds
-    left = timedelta(seconds=round(seconds * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
-    console.print(f"{memory}; {seconds:.2f} s a step, {left} in all without validation", soft_wrap=True)
+    left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
+    console.print(f"{memory}; {step_s:.2f} s a step, {left} in all without validation", soft_wrap=True)
 
 
 def _scores(row: EpochRecord) -> str:

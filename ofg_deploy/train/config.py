@@ -127,6 +127,8 @@ class TrainConfig:
         smoothness: weight of the regulariser of the prediction in the outer loss; None means 0.02 with OFG and 1.0
             without (before it begins, too), as published.
         dice_weight: weak supervision: weight of the soft Dice loss of warped moving and fixed labels.
+        frame: image through whose space the starts of training pairs are composed, each subject aligned with it once;
+            None aligns each pair by itself, as validation pairs and ``ofg register`` do.
         two_way: visit every pair a second time with its images swapped (the paper: OASIS, Abdomen CT).
         flip: mirror both images along random axes (the paper: IXI, LPBA40).
         lr: outer learning rate at the first epoch; both decay as (1 - epoch / epochs)^0.9.
@@ -165,6 +167,7 @@ class TrainConfig:
     regulariser: Regulariser = "diffusion"
     smoothness: float | None = None
     dice_weight: float = 0.0
+    frame: str | None = None
     two_way: bool = False
     flip: bool = False
     lr: float = 1e-4

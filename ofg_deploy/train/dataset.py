@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -29,7 +29,9 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.nifti import load_grid, load_image, load_labels
 from ofg_deploy.outputs import sha256_file
-from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
+from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, Init, NetworkInput, PreparedPair, Start, prepare_pair
+from ofg_deploy.train import starts
+from ofg_deploy.train.starts import align_with_frame, composed, images_of, start_file
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 5  # raise it when preparation changes its result or what is kept of it
@@ -87,7 +89,9 @@ def find_dataset(source: Path) -> Dataset | None:
     return read_dataset(path) if is_dataset(path) else None
 
 
-def find_pairs(source: Path, labels: Path | None, pairs: int | None, seed: int) -> PairList:
+def find_pairs(
+    source: Path, labels: Path | None, pairs: int | None, seed: int, at_random: int = DEFAULT_PAIRS
+) -> PairList:
     """Pairs from a ``dataset.json``, a folder of NIfTI images, or a CSV or JSON list.
 
     A data set gives the pairs of its ``training`` and ``validation`` splits. A folder gives random ordered pairs; a
@@ -96,7 +100,8 @@ def find_pairs(source: Path, labels: Path | None, pairs: int | None, seed: int) 
     (``training`` or ``validation``; without any, the last tenth validates); its paths are relative to the list.
 
     Args:
-        pairs: the most training pairs; None means 400 where pairs are random, and all where they are not.
+        pairs: the most training pairs; None means ``at_random`` where pairs are random, and all where they are not.
+        at_random: see ``pairs``.
 
     Raises:
         InputError: nothing usable there.
@@ -106,10 +111,12 @@ def find_pairs(source: Path, labels: Path | None, pairs: int | None, seed: int) 
         raise InputError(f"{source} does not exist: give dataset.json, a folder of NIfTI images, or a list of pairs")
     dataset = find_dataset(source)
     if dataset is None and source.is_dir():
-        return _pairs_of_folder(source, labels, DEFAULT_PAIRS if pairs is None else pairs, seed)
+        return _pairs_of_folder(source, labels, at_random if pairs is None else pairs, seed)
     if labels is not None:
         raise UsageError("--labels goes with a plain folder; data sets and lists name their label files themselves")
-    return _pairs_of_list(source, pairs, seed) if dataset is None else _pairs_of_dataset(dataset, source, pairs, seed)
+    if dataset is None:
+        return _pairs_of_list(source, pairs, seed)
+    return _pairs_of_dataset(dataset, source, pairs, seed, at_random)
 
 
 def check_pairs(pairs: PairList, skip_bad: bool) -> tuple[PairList, str | None]:
@@ -207,17 +214,20 @@ def prepare_all(
     workers: int,
     advance: Callable[[], None],
     failed: dict[PairFiles, str] | None = None,
+    frame: Path | None = None,
 ) -> list[Path]:
     """Prepare every pair that is not in the cache yet, in ``workers`` processes; return their cache files in order.
 
     Args:
+        advance: called once for each pair, and with a frame once for each image before.
         failed: takes the pairs that cannot be used, and why; their cache files do not exist then.
+        frame: an image through whose space the starts are composed (``starts``); None aligns each pair by itself.
 
     Raises:
         InputError, GeometryError: the first pair that cannot be used (without ``failed``), or too little disk space.
     """
     try:
-        return _prepare_all(pairs, expects, cache_dir, workers, advance, failed)
+        return _prepare_all(pairs, expects, cache_dir, workers, advance, failed, frame)
     except OSError as error:
         raise InputError(f"cannot write into the cache {cache_dir}: {error.strerror or error}") from error
 
@@ -229,32 +239,92 @@ def _prepare_all(
     workers: int,
     advance: Callable[[], None],
     failed: dict[PairFiles, str] | None,
+    frame: Path | None,
 ) -> list[Path]:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    files = [cache_dir / f"{_key(pair, expects)}.npz" for pair in pairs]
+    files = [cache_dir / f"{_key(pair, expects, frame)}.npz" for pair in pairs]
     todo = {file: pair for pair, file in zip(pairs, files, strict=True) if not file.exists()}
     need = len(todo) * 2 * 4 * int(np.prod(expects.shape))
     if need > shutil.disk_usage(cache_dir).free * 0.95:
         raise InputError(f"the cache {cache_dir} needs {need / 1e9:.1f} GB for {len(todo)} pairs: too little space")
+    found: dict[Path, Path] = {}
+    if frame is not None:
+        found = _align_all(pairs, todo, frame, expects.init, cache_dir, workers, advance, failed)
     for _ in range(len(files) - len(todo)):
         advance()
-    if workers <= 1 or len(todo) <= 2:
-        for file, pair in todo.items():
-            _finish(pair, partial(_prepare, pair, expects, file), failed)
-            advance()
-        return _with_twins(pairs, files, failed)
+    todo = {file: pair for file, pair in todo.items() if not failed or pair not in failed}
+    jobs = {}
+    for file, pair in todo.items():
+        through = (found[pair.fixed], found[pair.moving]) if frame is not None else None
+        jobs[file] = partial(_prepare, pair, expects, file, through)
+    for file, error in _each(jobs, workers):
+        if error:
+            _note(todo[file], error, failed)
+        advance()
+    return _with_twins(pairs, files, failed)
+
+
+def _align_all(
+    pairs: list[PairFiles],
+    todo: dict[Path, PairFiles],
+    frame: Path,
+    init: Init,
+    cache_dir: Path,
+    workers: int,
+    advance: Callable[[], None],
+    failed: dict[PairFiles, str] | None,
+) -> dict[Path, Path]:
+    """Align the images of ``todo`` with the frame; where each alignment lies. Pairs of images that cannot be fail."""
+    origin = file_digest(frame)
+    found = {i: start_file(file_digest(i), origin, init, cache_dir) for i in images_of([*todo.values()])}
+    unknown = {image: file for image, file in found.items() if not file.exists()}
+    for _ in range(len(images_of(pairs)) - len(unknown)):
+        advance()
+    bad: dict[Path, InputError] = {}
+    jobs = {image: partial(align_with_frame, image, frame, init, file) for image, file in unknown.items()}
+    for image, error in _each(jobs, workers):
+        if error:
+            bad[image] = error
+            if failed is None:
+                raise error
+        advance()
+    for pair in todo.values():
+        for image in (pair.fixed, pair.moving):
+            if image in bad:
+                _note(pair, bad[image], failed)
+    return found
+
+
+def _each(jobs: dict[Path, Callable[[], None]], workers: int) -> Iterator[tuple[Path, InputError | None]]:
+    """Do all of it, in processes where there are several; the key of each that is done, and what went wrong with it."""
+    if workers <= 1 or len(jobs) <= 2:
+        for key, job in jobs.items():
+            yield key, _outcome(job)
+        return
     # Spawned, not forked: a fork of a process with running torch threads can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        jobs = {pool.submit(_prepare, pair, expects, file): pair for file, pair in todo.items()}
+        running = {pool.submit(job): key for key, job in jobs.items()}
         try:
-            for job in as_completed(jobs):
-                _finish(jobs[job], job.result, failed)
-                advance()
+            for future in as_completed(running):
+                yield running[future], _outcome(future.result)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return _with_twins(pairs, files, failed)
+
+
+def _outcome(work: Callable[[], None]) -> InputError | None:
+    try:
+        work()
+    except InputError as error:
+        return error
+    return None
+
+
+def _note(pair: PairFiles, error: InputError, failed: dict[PairFiles, str] | None) -> None:
+    if failed is None:
+        raise error
+    failed[pair] = str(error)
 
 
 def _with_twins(pairs: list[PairFiles], files: list[Path], failed: dict[PairFiles, str] | None) -> list[Path]:
@@ -263,15 +333,6 @@ def _with_twins(pairs: list[PairFiles], files: list[Path], failed: dict[PairFile
         reasons = {file: failed[pair] for pair, file in zip(pairs, files, strict=True) if pair in failed}
         failed.update({p: reasons[file] for p, file in zip(pairs, files, strict=True) if file in reasons})
     return files
-
-
-def _finish(pair: PairFiles, work: Callable[[], None], failed: dict[PairFiles, str] | None) -> None:
-    try:
-        work()
-    except InputError as error:
-        if failed is None:
-            raise
-        failed[pair] = str(error)
 
 
 def load_cached(file: Path) -> PreparedPair:
@@ -325,13 +386,13 @@ def appearance(files: list[Path]) -> Appearance:
     return Appearance.of(np.array(stripped), np.array(thumbnails))
 
 
-def _pairs_of_dataset(dataset: Dataset, source: Path, most: int | None, seed: int) -> PairList:
+def _pairs_of_dataset(dataset: Dataset, source: Path, most: int | None, seed: int, at_random: int) -> PairList:
     def files(pair: tuple[Subject, Subject]) -> PairFiles:
         fixed, moving = pair
         return PairFiles(fixed.image, moving.image, fixed.labels, moving.labels)
 
-    at_random = dataset.rule == "random" and not (dataset.pairs or {}).get("training")
-    training = dataset.pairs_of("training", DEFAULT_PAIRS if most is None and at_random else most, seed)
+    drawn = dataset.rule == "random" and not (dataset.pairs or {}).get("training")
+    training = dataset.pairs_of("training", at_random if most is None and drawn else most, seed)
     listed = (dataset.pairs or {}).get("validation")
     validation = dataset.pairs_of("validation", None if listed else MAX_VALIDATION_PAIRS, seed)
     if not training or not validation:
@@ -399,9 +460,11 @@ def _pair(row: dict[str, Any], base: Path) -> PairFiles:
     return PairFiles(**{c: path.absolute() for c, path in paths.items()})
 
 
-def _prepare(pair: PairFiles, expects: NetworkInput, file: Path) -> None:
+def _prepare(pair: PairFiles, expects: NetworkInput, file: Path, through: tuple[Path, Path] | None = None) -> None:
+    """``through``: alignments of both images with a common frame, to compose the start of."""
     fixed = load_image(pair.fixed)
-    prepared = prepare_pair(fixed, load_image(pair.moving), expects)
+    start = Start(expects.init, matrix=composed(*through)) if through else None
+    prepared = prepare_pair(fixed, load_image(pair.moving), expects, start)
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")  # ends in .npz, or numpy would append it
     try:
         np.savez(
@@ -420,8 +483,10 @@ def _prepare(pair: PairFiles, expects: NetworkInput, file: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _key(pair: PairFiles, expects: NetworkInput) -> str:
+def _key(pair: PairFiles, expects: NetworkInput, frame: Path | None = None) -> str:
     what = [CACHE_VERSION, affine.VERSION, file_digest(pair.fixed), file_digest(pair.moving), asdict(expects)]
+    if frame is not None:
+        what += [starts.VERSION, file_digest(frame)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ofg_deploy.errors import DeviceError
+from ofg_deploy.memory import free_ram
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.networks.base import RegistrationNetwork
 
@@ -75,15 +74,7 @@ def memory_free(device: torch.device) -> int:
     """Bytes this process may still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-    free = 1024 * int(line.split()[1])
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and (most := limit.read_text().strip()) != "max":  # of a container
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+    return free_ram()
 
 
 def check_memory(

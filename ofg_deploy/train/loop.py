@@ -96,6 +96,18 @@ class Trainer:
             buffer.copy_(buffers[name])
         return trial
 
+    def trial_validation(self) -> float:
+        """Seconds that a validation will take, by its first pair."""
+        if not self.validation:
+            return 0.0
+        started = time.perf_counter()
+        score_pair(self.validation[0], self.labels[0], self._field(0))
+        return (time.perf_counter() - started) * -(-len(self.validation) // self.fabric.world_size)
+
+    def mean_over_processes(self, value: float) -> float:
+        """The same number in each process."""
+        return float(self._sum_over_processes(np.array([value]))[0]) / self.fabric.world_size
+
     def train(self, on_step: Callable[[int, float], None] = lambda step, loss: None) -> Iterator[EpochRecord]:
         """Go on to the last epoch, yielding each finished one.
 
