@@ -23,7 +23,7 @@ NONE = "none"
 FEWEST = 12  # voxels of the grid along an axis: the window of the local NCC fits, and one coarser level
 ALIKE = 1.25  # a moving image that is coarser by less does not count as such: the fixed voxels stay as they are
 COARSEST_TO_FIXED = 2.0  # a coarser moving image makes the grid coarser than the fixed one, by at most this
-# Longest to shortest side of a voxel; beyond it all sides become alike, because steps, windows and coarse levels count in
+# Longest to shortest side of a voxel; beyond it all sides become alike: steps, windows and coarse levels count in
 # voxels. On five pairs of hippocampi with slices of 4 mm the Dice was 0.685 on 1 x 1 x 3 mm, 0.690 with a ratio of 2,
 # 0.691 on cubes of the same volume in a quarter of the time, 0.700 on cubes of 1 mm and 0.707 on cubes of 3 mm.
 ANISOTROPY = 1.5
