@@ -69,8 +69,11 @@ def test_a_coarser_moving_image_makes_it_coarser_along_its_own_axes_and_at_most_
     fixed = grid((100, 100, 100), (1.0, 1.0, 1.0))
     # The moving image's thick slices lie along A, which is its first axis.
     planned = plan_grid(fixed, grid((20, 60, 60), (5.0, 1.4, 0.9), "ASR"), PLENTY)
-    np.testing.assert_allclose(planned.spacing_mm, (1.0, 2.0, 1.4))
-    assert planned.shape == (100, 50, 72)
+    np.testing.assert_allclose(planned.spacing_mm, (2.8 ** (1 / 3),) * 3)  # 1 x 2 x 1.4 mm as a cube
+    assert planned.shape == (71, 71, 71)
+    planned = plan_grid(fixed, grid((60, 60, 60), (1.45, 1.3, 0.9), "ASR"), PLENTY)
+    np.testing.assert_allclose(planned.spacing_mm, (1.0, 1.45, 1.3))
+    assert planned.shape == (100, 69, 77)
     # Turned by 45 degrees about z, the resolution along x is that of both of its axes together.
     turned = np.eye(4)
     turned[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2) * np.array([1.0, 3.0])
@@ -78,15 +81,16 @@ def test_a_coarser_moving_image_makes_it_coarser_along_its_own_axes_and_at_most_
     np.testing.assert_allclose(planned.spacing_mm, (np.sqrt(2 / (1 + 1 / 9)),) * 2 + (1.0,))
 
 
-def test_thick_slices_make_the_voxels_in_their_plane_coarser_and_few_slices_are_divided() -> None:
+def test_thick_slices_make_cubes_of_the_same_volume_and_few_slices_are_divided() -> None:
     planned = plan_grid(grid((256, 256, 30), (0.8, 0.8, 6.0)), grid((256, 256, 30), (0.8, 0.8, 6.0)), PLENTY)
-    np.testing.assert_allclose(planned.spacing_mm, (2.0, 2.0, 6.0))
-    assert planned.shape == (103, 103, 30)
-    planned = plan_grid(grid((256, 256, 3), (0.8, 0.8, 6.0)), grid((256, 256, 9), (0.8, 0.8, 6.0)), PLENTY)
-    np.testing.assert_allclose(planned.spacing_mm, (0.8, 0.8, 1.5))
+    np.testing.assert_allclose(planned.spacing_mm, ((0.8 * 0.8 * 6) ** (1 / 3),) * 3)
+    assert planned.shape == (131, 131, 115)
+    planned = plan_grid(grid((256, 256, 3), (1.1, 1.1, 6.0)), grid((256, 256, 9), (1.1, 1.1, 6.0)), PLENTY)
+    np.testing.assert_allclose(planned.spacing_mm, (1.1, 1.1, 1.5))
     assert planned.shape == (256, 256, FEWEST)
     planned = plan_grid(grid((4, 5, 2), (3.0, 3.0, 3.0)), grid((4, 5, 6), (3.0, 3.0, 3.0)), PLENTY)
-    assert planned.shape == (FEWEST, FEWEST, FEWEST)
+    np.testing.assert_allclose(planned.spacing_mm, (0.625 ** (1 / 3), 0.625 ** (1 / 3), 0.5))  # 1 x 1.25 x 0.5 mm
+    assert planned.shape == (15, 18, FEWEST)
 
 
 @pytest.mark.parametrize("shape", [(513, 511, 383), (160, 192, 224), (31, 64, 17)])
