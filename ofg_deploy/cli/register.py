@@ -63,13 +63,14 @@ def register(
         Optional[list[Path]], typer.Option(help="Another image in the moving one's space, warped too; again for more.")
     ] = None,
     fixed_points: Annotated[
-        Optional[Path], typer.Option(help="CSV (x, y, z in mm) on the fixed image: carried to the moving one.")
+        Optional[Path],
+        typer.Option(help="Points (.csv, .fcsv, .mrk.json) on the fixed image: carried to the moving one."),
     ] = None,
     moving_points: Annotated[
         Optional[Path],
-        typer.Option("--moving-points", "--points", help="CSV on the moving image: carried to the fixed one."),
+        typer.Option("--moving-points", "--points", help="Points on the moving image: carried to the fixed one."),
     ] = None,
-    points_frame: PointsFrameOption = "ras",
+    points_frame: PointsFrameOption = None,
     inverse: Annotated[bool, typer.Option("--inverse", help="Write the inverse on the moving grid too.")] = False,
     fill: Annotated[float, typer.Option(help="Warped value outside the moving field of view.")] = 0.0,
     device: Annotated[DeviceOption, typer.Option(help="Where to run; auto says what it chose.")] = "auto",
@@ -176,9 +177,13 @@ def register(
     from ofg_deploy.batch import command as batch
     from ofg_deploy.batch.pairs import from_folders, from_list
     from ofg_deploy.batch.work import Means
+    from ofg_deploy.image_folder import look_into
 
     if fixed and moving and not pairs:
         found = from_folders(fixed, moving, out, make, beside)
+        for folder in dict.fromkeys(path for path in (fixed, moving) if path.is_dir()):
+            if remark := look_into(folder).remark():
+                print(f"ofg: warning: {remark}", file=sys.stderr)
     elif fixed or any(beside.values()):
         raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
     else:

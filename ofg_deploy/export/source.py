@@ -125,8 +125,8 @@ def from_checkpoint(
         training |= {"layout": layout.to_record(), **({} if grid == expects.shape else {"grid": list(grid)})}
         how: bool | Integration = layout.integration or False
         if diffeomorphic != bool(how):
-            found = "without" if diffeomorphic else "with"
-            raise UsageError(f"{path} was saved {found} integration, as its config says: export it the same way")
+            saved = "without" if diffeomorphic else "with"
+            raise UsageError(f"{path} was saved {saved} integration, as its config says: export it the same way")
     else:
         _check_form(checkpoint, path, diffeomorphic)
         how = recorded_form(checkpoint.training) if checkpoint.training else diffeomorphic

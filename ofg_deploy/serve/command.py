@@ -60,6 +60,13 @@ def register(
     for key, name in ROWS.items():
         if (value := result.sidecar["metrics"].get(key)) is not None:
             table.add_row(name, f"{value:.4g}")
+    figures = result.sidecar["metrics"]
+    if "landmarks" in figures:
+        for when, name in (("before", "before"), ("start", "after the start"), ("after", "after")):
+            mean, median, largest = (figures[f"tre_{when}_{of}_mm"] for of in ("mean", "median", "max"))
+            said = f"mean {mean:.3g}, median {median:.3g}, largest {largest:.3g}"
+            table.add_row(f"landmark error {name} (mm)", said)
+        table.add_row("landmarks", f"{figures['landmarks']}, matched by {result.sidecar['landmarks']['matched_by']}")
     if record := result.sidecar.get("inverse"):
         gap = record["consistency_mm"]
         told = (

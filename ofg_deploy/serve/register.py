@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
@@ -22,7 +22,7 @@ from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
-from ofg_deploy.serve.measures import compare_labels, measure
+from ofg_deploy.serve.measures import compare_labels, landmark_errors, measure
 from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
@@ -139,7 +139,7 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)
     inverse = _invert(job, forward, pair, moving, clock)
     with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths, ThreadPoolExecutor(1) as pool:
-        measured = pool.submit(_measure, prepared, network_vox, warped, displacement, moved)
+        measured = pool.submit(_measure, prepared, network_vox, warped, forward, moved)
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
             save_volume(partial["warped"], warped, fixed.grid, fixed.space_code)
@@ -149,11 +149,15 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             if inverse:
                 save_transform(partial["inverse"], inverse.field, inverse.grid, moving.space_code)
             moved.save(partial, fixed)
-        numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
+        figures, remarks = measured.result()
+        numbers = {**figures, "roundtrip_max_mm": roundtrip_mm}
         inputs = {"fixed": fixed, "moving": moving, **beside.volumes()}
         record = sidecar.record(
             job, init, engine, pair, outputs, inputs, numbers, clock.seconds, moved, inverse, refined
         )
+        record["warnings"] += remarks
+        if "landmarks" in figures:
+            record["landmarks"] = {"matched_by": beside.matched_by()}
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
@@ -174,14 +178,22 @@ def _invert(job: Job, forward: FieldMap, pair: PreparedPair, moving: Volume, clo
         return inverse_field(forward, pair.moving_from_fixed, moving.grid)
 
 
-def _measure(prepared: Prepared, network_vox: Field, warped: Any, displacement: Field, moved: Moved) -> dict[str, Any]:
-    """While the files are written: packing a field takes one core and as long."""
-    fixed, beside = prepared.fixed, prepared.beside
+def _measure(
+    prepared: Prepared, network_vox: Field, warped: Any, forward: FieldMap, moved: Moved
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures and remarks. While the files are written: packing a field takes one core and as long."""
+    fixed, beside, pair = prepared.fixed, prepared.beside, prepared.pair
     with prepared.clock("measure"):
-        numbers = measure(prepared.pair, network_vox, fixed, prepared.moving, warped, displacement)
+        numbers = measure(pair, network_vox, fixed, prepared.moving, warped, forward.field)
         if beside.fixed_labels:
             numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
-    return numbers
+        landmarks, why_not = beside.landmarks()
+        if landmarks:
+            try:
+                numbers |= landmark_errors(landmarks, pair.moving_from_fixed, forward, fixed.grid)
+            except GeometryError as error:
+                why_not = f"no landmark error: {error}"
+    return numbers, [why_not] if why_not else []
 
 
 def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> Refined | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ofg_deploy.errors import InputError, Interrupted, UsageError, check_count
+from ofg_deploy.image_folder import look_into
 from ofg_deploy.preprocess import Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.config import TrainConfig
@@ -58,7 +59,9 @@ def find(data: Path | None, out: Path, labels: Path | None, pairs: int | None, s
     if Run(out).config.exists():
         raise InputError(f"{out} holds a run already: add --resume to continue it or choose another folder")
     found, left_out = check_pairs(find_pairs(data, labels, pairs, seed), skip_bad)
-    _warn(left_out)
+    remark = look_into(data).remark() if data.is_dir() and find_dataset(data) is None else None
+    for line in (remark, left_out):
+        _warn(line)
     return found
 
 
