@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_networks import awake, images
 
+from ofg_deploy.bench.candidate import load_network
 from ofg_deploy.export.request import BareOptions, find_source
 from ofg_deploy.info import describe
 from ofg_deploy.model_file import read_model
@@ -89,27 +90,42 @@ def run_model(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("pooled", "extra", "values"), [*PUBLISHED, *((*other, None) for other in OTHERS)])
-def test_exported_as_voxelmorph_computes(
-    pooled: bool, extra: dict[str, Any], values: Any, tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_computed_as_voxelmorph_does(pooled: bool, extra: dict[str, Any], values: Any, tmp_path: Path) -> None:
     config = save_official(tmp_path / "vxm.pt", pooled, **extra)
-    code, _, err = run_cli(["export", tmp_path / "vxm.pt", "-o", tmp_path / "m.onnx"])
-    assert code == 0, err
-    field = run_model(tmp_path / "m.onnx")
+    source = find_source(tmp_path / "vxm.pt", BareOptions(*[None] * 8), tmp_path)
+    assert source.expects.shape == GRID
+    moving, fixed = official.pair(GRID)
+    with torch.inference_mode():
+        field = source.network.eval()(moving, fixed)[0].numpy()
     state = load_checkpoint(tmp_path / "vxm.pt").state
-    expected = official.forward(config, state, *official.pair(GRID))
+    expected = official.forward(config, state, moving, fixed)
     assert np.abs(expected).max() > 0.5
     assert np.abs(field - expected).max() < 1e-4
     if values is not None:
         np.testing.assert_allclose([field[:, i, j, k] for i, j, k in PLACES], values, atol=1e-4)
     if config.get("int_steps", 7) and not config.get("unet_half_res"):  # what must not pass
-        plain = official.forward({**config, "int_steps": 0}, state, *official.pair(GRID))
+        plain = official.forward({**config, "int_steps": 0}, state, moving, fixed)
         assert np.abs(plain - expected).max() > 0.05
-    assert read_model(tmp_path / "m.onnx").contract.expects.shape == GRID
+
+
+@pytest.mark.parametrize(("pooled", "extra"), [(False, {}), (True, {"unet_half_res": True})])
+def test_exported_so_and_run_so_by_both_runtimes(
+    pooled: bool, extra: dict[str, Any], tmp_path: Path, run_cli: RunCli
+) -> None:
+    config = save_official(tmp_path / "vxm.pt", pooled, **extra)
+    code, _, err = run_cli(["export", tmp_path / "vxm.pt", "-o", tmp_path / "m.onnx"])
+    assert code == 0, err
+    expected = official.forward(config, load_checkpoint(tmp_path / "vxm.pt").state, *official.pair(GRID))
+    assert np.abs(run_model(tmp_path / "m.onnx") - expected).max() < 1e-4
+    contract = read_model(tmp_path / "m.onnx").contract
+    assert contract.expects.shape == GRID
+    bench = load_network(tmp_path / "vxm.pt", contract, GRID).eval()
+    moving, fixed = official.pair(GRID)
+    with torch.inference_mode():
+        assert np.abs(bench(moving, fixed)[0].numpy() - expected).max() < 1e-4
     pytest.importorskip("openvino", reason="not installed (pip install ofg-deploy[openvino])")
-    moving, fixed = (image[0, 0].numpy() for image in official.pair(GRID))
-    found = open_engine(tmp_path / "m.onnx", "cpu", 1, runtime="openvino").predict(moving, fixed)
-    assert np.abs(found - expected).max() < 1e-3
+    engine = open_engine(tmp_path / "m.onnx", "cpu", 1, runtime="openvino")
+    assert np.abs(engine.predict(moving[0, 0].numpy(), fixed[0, 0].numpy()) - expected).max() < 1e-3
 
 
 def test_features_as_one_number_and_levels() -> None:
@@ -127,11 +143,13 @@ def test_options_may_agree_with_the_config_and_not_contradict_it(tmp_path: Path,
     features = [[16, 32, 32, 32], [32, 32, 32, 32, 32, 16, 16]]
     config = save_official(tmp_path / "vxm.pt", False, nb_unet_features=features)
     save_official(tmp_path / "plain.pt", False, int_steps=0)
-    line = ["export", tmp_path / "vxm.pt", "-o", tmp_path / "m.onnx", "--network", "voxelmorph-2", "--diffeomorphic"]
-    code, _, err = run_cli([*line, "--grid", *GRID, "--spacing", 1, 1.5, 2])
-    assert code == 0, err
+    options = BareOptions("voxelmorph-2", True, GRID, (1.0, 1.5, 2.0), *[None] * 4)
+    source = find_source(tmp_path / "vxm.pt", options, tmp_path)
+    assert source.expects.spacing_mm == (1.0, 1.5, 2.0)
     expected = official.forward(config, load_checkpoint(tmp_path / "vxm.pt").state, *official.pair(GRID))
-    assert np.abs(run_model(tmp_path / "m.onnx") - expected).max() < 1e-4
+    with torch.inference_mode():
+        field = source.network.eval()(*official.pair(GRID))[0].numpy()
+    assert np.abs(field - expected).max() < 1e-4
     for given, words in [
         (["vxm.pt", "--network", "voxelmorph"], "leave out --network voxelmorph"),
         (["vxm.pt", "--network", "lku-net"], "leave out --network lku-net"),
@@ -223,25 +241,29 @@ def test_lku_net_of_any_width_integrates_at_full_resolution(start: int, tmp_path
     torch.nn.init.normal_(network.dc9[0].weight, std=0.3)
     assert network.ec8[0].weight.shape[:2] == (8 * start, 8 * start)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "lku.pth.tar")
-    line = ["export", tmp_path / "lku.pth.tar", "--network", "lku-net", "--grid", *grid, "-o"]
-    for form in ([], ["--diffeomorphic"]):
-        code, _, err = run_cli([*line, tmp_path / f"m{len(form)}.onnx", *form])
-        assert code == 0, err
     moving, fixed = images(grid)
     fields = []
-    for number in (0, 1):
-        session = onnxruntime.InferenceSession(tmp_path / f"m{number}.onnx", providers=["CPUExecutionProvider"])
-        fields.append(session.run(["field"], {"moving": moving.numpy(), "fixed": fixed.numpy()})[0][0])
+    for form in (None, True):
+        options = BareOptions("lku-net", form, grid, *[None] * 5)
+        found = find_source(tmp_path / "lku.pth.tar", options, tmp_path).network.eval()
+        with torch.inference_mode():
+            fields.append(found(moving, fixed)[0].numpy())
     expected = official.squared(fields[0].astype(float), 7, "nearest")
     assert np.abs(fields[1] - expected).max() < 1e-4
     assert np.abs(fields[0] - expected).max() > 0.05
     at_half = VelocityIntegration(grid)(torch.from_numpy(fields[0])[None])[0].numpy()
     assert np.abs(at_half - expected).max() > 0.05
+    if start > 4:
+        return
+    line = ["export", tmp_path / "lku.pth.tar", "--network", "lku-net", "--grid", *grid, "--diffeomorphic"]
+    code, _, err = run_cli([*line, "-o", tmp_path / "m.onnx"])
+    assert code == 0, err
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    field = session.run(["field"], {"moving": moving.numpy(), "fixed": fixed.numpy()})[0][0]
+    assert np.abs(field - expected).max() < 1e-4
     pytest.importorskip("openvino", reason="not installed (pip install ofg-deploy[openvino])")
-    found = open_engine(tmp_path / "m1.onnx", "cpu", 1, runtime="openvino").predict(
-        moving[0, 0].numpy(), fixed[0, 0].numpy()
-    )
-    assert np.abs(found - expected).max() < 1e-3
+    engine = open_engine(tmp_path / "m.onnx", "cpu", 1, runtime="openvino")
+    assert np.abs(engine.predict(moving[0, 0].numpy(), fixed[0, 0].numpy()) - expected).max() < 1e-3
 
 
 def test_our_own_earlier_checkpoints_keep_the_integration_they_were_trained_with(tmp_path: Path) -> None:

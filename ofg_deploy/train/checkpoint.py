@@ -34,6 +34,8 @@ _NUMPY_SCALARS = [
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+    type(np.dtype(np.int32)),
 ]
 
 
