@@ -56,7 +56,8 @@ def make_model(
             if head and key.startswith(head) and key.endswith("weight"):
                 value.mul_(2 / network._predict(*images).abs().max())
     expects = NetworkInput(grid, (1.5, 1.0, 2.0), Intensity("minmax"), "none")
-    contract = Contract(name, expects, network.divisor, "ab" * 32, {})
+    training = {} if network.integrate is None else {"integration": network.integrate.how.to_record()}
+    contract = Contract(name, expects, network.divisor, "ab" * 32, training)
     deployed = network.inference_copy(any_size, with_warp)
     model = trace(deployed, grid)
     onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.to_json(), SEAL_KEY: UNSEALED})
@@ -73,6 +74,7 @@ def make_model(
         ("voxelmorph-half", (32, 16, 48), {"any_size": True}),
         ("voxelmorph-half", (21, 26, 19), {"diffeomorphic": True, "with_warp": True}),
         ("lku-net", (16, 32, 16), {}),
+        ("lku-net", (21, 26, 19), {"diffeomorphic": True}),
         ("vit-v-net", (16, 32, 48), {}),
         ("transmorph-small", (32, 64, 32), {}),
     ],

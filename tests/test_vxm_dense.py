@@ -232,8 +232,8 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path: Path, run_cli: RunCl
     assert "it has the keys 'features.0.weight'" in err
 
 
-@pytest.mark.parametrize("start", [4, 8, 16])
-def test_lku_net_of_any_width_integrates_at_full_resolution(start: int, tmp_path: Path, run_cli: RunCli) -> None:
+@pytest.mark.parametrize("start", [4, 16])
+def test_lku_net_of_any_width_integrates_at_full_resolution(start: int, tmp_path: Path) -> None:
     """Flow against scipy: seven squarings on the grid itself, edge values held."""
     grid = (16, 32, 16)
     torch.manual_seed(start)
@@ -253,17 +253,6 @@ def test_lku_net_of_any_width_integrates_at_full_resolution(start: int, tmp_path
     assert np.abs(fields[0] - expected).max() > 0.05
     at_half = VelocityIntegration(grid)(torch.from_numpy(fields[0])[None])[0].numpy()
     assert np.abs(at_half - expected).max() > 0.05
-    if start > 4:
-        return
-    line = ["export", tmp_path / "lku.pth.tar", "--network", "lku-net", "--grid", *grid, "--diffeomorphic"]
-    code, _, err = run_cli([*line, "-o", tmp_path / "m.onnx"])
-    assert code == 0, err
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    field = session.run(["field"], {"moving": moving.numpy(), "fixed": fixed.numpy()})[0][0]
-    assert np.abs(field - expected).max() < 1e-4
-    pytest.importorskip("openvino", reason="not installed (pip install ofg-deploy[openvino])")
-    engine = open_engine(tmp_path / "m.onnx", "cpu", 1, runtime="openvino")
-    assert np.abs(engine.predict(moving[0, 0].numpy(), fixed[0, 0].numpy()) - expected).max() < 1e-3
 
 
 def test_our_own_earlier_checkpoints_keep_the_integration_they_were_trained_with(tmp_path: Path) -> None:
