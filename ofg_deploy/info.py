@@ -93,6 +93,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "network": checkpoint.network,
         "expects": asdict(checkpoint.expects) if checkpoint.expects else None,
         "training": checkpoint.training,
+        "config": checkpoint.config,
         "resumable": bool(checkpoint.resume),
         "weights_sha256": weights_sha256(checkpoint.state),
         "parameters": sum(value.numel() for value in checkpoint.state.values()),

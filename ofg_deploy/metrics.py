@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -29,31 +30,33 @@ TETRAHEDRA = (*(_tetrahedron(c, 1) for c in CORNERS), _tetrahedron((0, 0, 0), 2)
 
 
 def dice(a: Labels, b: Labels) -> dict[int, float]:
-    """Dice overlap 2|A and B| / (|A| + |B|) of each label above 0 that occurs in either map; 0 if only in one."""
+    """Dice overlap 2|A and B| / (|A| + |B|) of each label other than 0 that occurs in either map; 0 if only in one."""
     in_a, in_b, in_both = (_count(labels) for labels in (a, b, a[a == b]))
     found = sorted(in_a.keys() | in_b.keys())
     return {label: 2.0 * in_both.get(label, 0) / (in_a.get(label, 0) + in_b.get(label, 0)) for label in found}
 
 
 def hd95_mm(a: Labels, b: Labels, spacing_mm: Spacing) -> dict[int, float]:
-    """95th percentile Hausdorff distance in mm, see ``hausdorff_mm``, for each label above 0 present in both maps.
+    """95th percentile Hausdorff distance in mm, see ``hausdorff_mm``, for each label other than 0 present in both maps.
 
     A label present in one map only has no distance and is left out.
     """
+    return {label: hausdorff_mm(in_a, in_b, spacing_mm) for label, in_a, in_b in common_labels(a, b)}
+
+
+def common_labels(a: Labels, b: Labels) -> Iterator[tuple[int, Mask, Mask]]:
+    """Each label other than 0 that is in both maps, and its masks in the box that holds both."""
     from scipy.ndimage import find_objects
 
     common = np.array(sorted(_count(a).keys() & _count(b).keys()), dtype=np.int64)
     if not common.size:
-        return {}
+        return
     index_a, index_b = _positions(a, common), _positions(b, common)
     boxes = zip(find_objects(index_a), find_objects(index_b), strict=True)
-    distances = {}
     for position, (in_a, in_b) in enumerate(boxes, start=1):
         # Beyond the two labels nothing matters, and distance maps of the whole volume cost most of the time.
         box = tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(in_a, in_b, strict=True))
-        masks = index_a[box] == position, index_b[box] == position
-        distances[int(common[position - 1])] = hausdorff_mm(*masks, spacing_mm)
-    return distances
+        yield int(common[position - 1]), index_a[box] == position, index_b[box] == position
 
 
 def hausdorff_mm(a: Mask, b: Mask, spacing_mm: Spacing, percentile: float = 95.0) -> float:
@@ -62,8 +65,9 @@ def hausdorff_mm(a: Mask, b: Mask, spacing_mm: Spacing, percentile: float = 95.0
     The surface of a mask is its voxels with a 6-neighbour outside it (the border of the array counts as outside);
     distances run between voxel centres, in mm along the array axes, whose direction in the world does not matter.
     The directed percentiles are not pooled, as in Learn2Reg and DeepMind's surface-distance. Those weight each surface
-    element by its area and place it between voxels, so figures differ by fractions of a voxel; and Learn2Reg's own
-    script counts in voxels. At ``percentile`` 100 this is the Hausdorff distance of the two surfaces.
+    element by its area and place it between voxels, so figures differ by fractions of a voxel, and Learn2Reg's own
+    script counts in voxels: ``surfels.hd95_l2r``. At ``percentile`` 100 this is the Hausdorff distance of the two
+    surfaces.
 
     Args:
         a, b: (X, Y, Z), each with at least one voxel set.
@@ -159,8 +163,8 @@ def mean(values: dict[int, float]) -> float | None:
 
 
 def _count(labels: Labels) -> dict[int, int]:
-    """Voxels of each label above 0."""
-    values, counts = np.unique(labels[labels > 0], return_counts=True)
+    """Voxels of each label other than 0, the background."""
+    values, counts = np.unique(labels[labels != 0], return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 

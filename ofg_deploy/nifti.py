@@ -146,9 +146,13 @@ def save_vectors(
 
 
 def load_vectors(
-    path: Path, max_voxels: int = MAX_VOXELS
+    path: Path, max_voxels: int = MAX_VOXELS, of_array: Grid | None = None
 ) -> tuple[npt.NDArray[np.float32], Grid, int, tuple[str, ...]]:
     """Read what ``save_vectors`` wrote: (3, X, Y, Z), its grid, its intent and what the header left open.
+
+    Args:
+        of_array: the grid to which a file belongs by its array alone, where its header says nothing of a geometry (as
+            arrays are saved: no affine, or the identity) and its shape is the same.
 
     Raises:
         InputError: not a 4-D (X, Y, Z, 3) NIfTI, or its grid has more than ``max_voxels``.
@@ -157,7 +161,11 @@ def load_vectors(
     if nifti.shape[3:] != (3,):
         raise InputError(f"{path} has shape {nifti.shape}: a field of shape (X, Y, Z, 3) is needed")
     check_real(nifti)
-    grid, _, warnings = space_of(nifti)
+    if of_array is not None and nifti.shape[:3] == of_array.shape and _says_nothing(nifti):
+        said = f"{path.name}: its header says nothing of a geometry; read by its array, as Learn2Reg does"
+        grid, warnings = of_array, (*nifti.repairs, said)
+    else:
+        grid, _, warnings = space_of(nifti)
     vectors = np.moveaxis(nifti.read(np.dtype(np.float32)), -1, 0)
     return vectors, grid, int(nifti.header["intent_code"]), warnings
 
@@ -249,6 +257,14 @@ def orientations(nifti: NiftiFile) -> Orientations:
         line = " ".join(str(error).split())
         raise GeometryError(f"{nifti.path} has a damaged orientation: {line}") from error
     return Orientations(sform, qform, int(sform_code), int(qform_code))
+
+
+def _says_nothing(nifti: NiftiFile) -> bool:
+    """Whether a header has the geometry of an array that was saved without one: none, or ones in RAS or LPS."""
+    found = orientations(nifti)
+    coded = [matrix for matrix in (found.sform, found.qform) if matrix is not None]
+    unset = (np.eye(4), LPS_FROM_RAS)
+    return all(any(np.allclose(matrix, other, atol=1e-6) for other in unset) for matrix in coded)
 
 
 def check_voxel_sizes(nifti: NiftiFile) -> None:

@@ -206,6 +206,11 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} cannot be read: permission denied")
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files of an image: one, or header and voxels of a pair. Raises InputError where half a pair is missing."""
+    return tuple(dict.fromkeys(_header_and_body(path))) if NIFTI_NAME.search(path.name) else (path,)
+
+
 def _header_and_body(path: Path) -> tuple[Path, Path]:
     """Both files of a pair, whichever is given; a single file twice."""
     found = cast("re.Match[str]", NIFTI_NAME.search(path.name))

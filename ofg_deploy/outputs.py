@@ -142,7 +142,12 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         InputError: as ``read_text``; a column that is named twice (upper and lower case alike), a row longer than the
             header, too many rows.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))  # it splits lines itself, because cells may hold some
+    return parse_csv(read_text(path), path)
+
+
+def parse_csv(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
+    """The same of a text; ``path`` is where it came from."""
+    reader = csv.reader(io.StringIO(text, newline=""))  # it splits lines itself, because cells may hold some
     rows: list[list[str]] = []
     header: list[str] = []
     try:

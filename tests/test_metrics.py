@@ -55,7 +55,7 @@ def test_dice_of_a_label_in_one_map_only_is_zero_and_background_is_not_a_label()
     a, b = np.zeros((3, 4, 5), np.int32), np.zeros((3, 4, 5), np.uint8)
     a[0], b[2] = 4, 9
     a[1, 1, 1] = -2
-    assert dice(a, b) == {4: 0.0, 9: 0.0}
+    assert dice(a, b) == {-2: 0.0, 4: 0.0, 9: 0.0}
     assert dice(np.zeros((2, 2, 2), int), np.zeros((2, 2, 2), int)) == {}
 
 

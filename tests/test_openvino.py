@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from ofg_deploy.errors import DeviceError, InputError, ParityError, UsageError
 from ofg_deploy.export.onnx import trace
 from ofg_deploy.export.velocity import name_velocity
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.kernels.velocity import integrate
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, seal
 from ofg_deploy.preprocess import Intensity, NetworkInput
@@ -55,7 +56,8 @@ def make_model(
             if head and key.startswith(head) and key.endswith("weight"):
                 value.mul_(2 / network._predict(*images).abs().max())
     expects = NetworkInput(grid, (1.5, 1.0, 2.0), Intensity("minmax"), "none")
-    contract = Contract(name, expects, network.divisor, "ab" * 32, {})
+    training = {} if network.integrate is None else {"integration": network.integrate.how.to_record()}
+    contract = Contract(name, expects, network.divisor, "ab" * 32, training)
     deployed = network.inference_copy(any_size, with_warp)
     model = trace(deployed, grid)
     onnx.helper.set_model_props(model, {CONTRACT_KEY: contract.to_json(), SEAL_KEY: UNSEALED})
@@ -72,6 +74,7 @@ def make_model(
         ("voxelmorph-half", (32, 16, 48), {"any_size": True}),
         ("voxelmorph-half", (21, 26, 19), {"diffeomorphic": True, "with_warp": True}),
         ("lku-net", (16, 32, 16), {}),
+        ("lku-net", (21, 26, 19), {"diffeomorphic": True}),
         ("vit-v-net", (16, 32, 48), {}),
         ("transmorph-small", (32, 64, 32), {}),
     ],
@@ -118,24 +121,28 @@ def test_upsampling_is_merged_into_the_convolution_after_it(tmp_path: Path) -> N
     assert np.abs(fields[0] - fields[1]).max() < 1e-5 * np.abs(fields[0]).max() + 1e-6
 
 
-@pytest.mark.parametrize("shape", [(8, 13, 10), (21, 16, 30)])
-def test_integration_is_the_networks(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("how", [Integration(), Integration(5, 1), Integration(7, 2, "zeros", nominal=True)])
+@pytest.mark.parametrize("shape", [(8, 14, 10), (21, 16, 30)])
+def test_integration_is_the_networks(shape: tuple[int, int, int], how: Integration) -> None:
     rng = np.random.default_rng(0)
     velocity = np.stack([60 * gaussian_filter(rng.standard_normal(shape), 3) for _ in range(3)]).astype(np.float32)
-    eager = VelocityIntegration(shape)(torch.from_numpy(velocity)[None])[0].numpy()
+    eager = VelocityIntegration(shape, how)(torch.from_numpy(velocity)[None])[0].numpy()
     assert np.abs(eager - velocity).max() > 0.3, "far from the velocity itself"
-    assert np.abs(integrate(velocity) - eager).max() < 1e-4
+    assert np.abs(integrate(velocity, how) - eager).max() < 1e-4
+    others = {Integration(), Integration(5, 1), Integration(7, 2, "zeros", nominal=True)} - {how}
+    assert all(np.abs(integrate(velocity, other) - eager).max() > 1e-2 for other in others)
 
 
 def test_only_the_integration_may_follow_the_velocity() -> None:
-    model = trace(build_network("voxelmorph", (16, 16, 32), True), (16, 16, 32))
+    network = build_network("voxelmorph", (16, 16, 32), True)
+    model = trace(network, (16, 16, 32))
     assert any(VELOCITY in node.output for node in model.graph.node)
     last = next(node for node in model.graph.node if "field" in node.output)
     last.output[0] = "unscaled"
     image = onnx.helper.make_node("Add", ["unscaled", "moving"], ["leaky"])
     model.graph.node.extend([image, onnx.helper.make_node("Neg", ["leaky"], ["field"])])
     with pytest.raises(ParityError, match="not its integration alone"):
-        name_velocity(model)
+        name_velocity(model, network.integrate)
 
 
 def test_what_cannot_run_is_refused(

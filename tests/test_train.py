@@ -178,9 +178,12 @@ def test_pairs_of_lists(subjects: tuple[Path, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fixed,moving\n", "at least one pair"),
+        ("fixed,moving\n", "lists no pair"),
         ("fixed,moving\na.nii,b.nii\nc.nii,d.nii\n", "does not exist"),
-        ("fixed,other\na.nii,b.nii\n", "'fixed' and 'moving'"),
+        ("fixed,other\na.nii,b.nii\n", "the column 'other'"),
+        ("fixed,moving,fixed_label\na.nii,b.nii,c.nii\n", "'fixed_label': 'fixed_labels' is meant"),
+        ("fixed\na.nii\n", "no 'moving' in row 1"),
+        ("fixed,moving\na.nii,\n", "row 1 has no moving image"),
         ("fixed,moving\na.nii,b.nii\n", "no pair to train on"),
         ("fixed,moving,split\na.nii,b.nii,test\n", "'test'"),
         ("fixed,moving,split\na.nii,b.nii,training\na.nii,b.nii,training\n", "no 'validation'"),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.image_folder import counterpart, look_into
 from ofg_deploy.nifti import stem
 from ofg_deploy.pair_list import read_rows
 from ofg_deploy.serve.job import ONE_FILE, Job, parse_init
+from ofg_deploy.transform.tables import ENDINGS
 
 SEVERAL = ("moving_labels", "also")  # columns that hold several paths, with ; between them
 COLUMNS = ("fixed", "moving", *SEVERAL, *ONE_FILE, "init")
@@ -192,18 +194,12 @@ def _full_name(job: Job, out: Path) -> str:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """NIfTI files of a folder by name without ending."""
-    try:
-        found = sorted(path for path in folder.iterdir() if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-    names: dict[str, Path] = {}
-    for path in found:
-        if (other := names.setdefault(stem(path), path)) is not path:
-            raise InputError(f"{folder} has both {other.name} and {path.name}: remove one, or list pairs with --pairs")
-    if not names:
-        raise InputError(f"{folder} holds no NIfTI image (.nii or .nii.gz)")
-    return {name: path.absolute() for name, path in names.items()}
+    """Images of a folder by name without ending."""
+    found = look_into(folder)
+    if not found.images:
+        more = f"; {remark}" if (remark := found.remark()) else ""
+        raise InputError(f"{folder} holds no NIfTI image (.nii or .nii.gz){more}")
+    return {name: path.absolute() for name, path in found.images.items()}
 
 
 def _beside(given: Path, image: Path, role: str, many: bool) -> Path:
@@ -212,8 +208,10 @@ def _beside(given: Path, image: Path, role: str, many: bool) -> Path:
         if many:
             raise UsageError(f"{option} {given}: a folder is needed, with a file for each image")
         return given.absolute()
-    ending = ".csv" if role.endswith("points") else ""
-    wanted = [stem(image) + ending] if ending else [image.name, f"{stem(image)}.nii.gz", f"{stem(image)}.nii"]
+    if role.endswith("points"):
+        wanted = [stem(image) + ending for ending in (".csv", *ENDINGS)]
+    else:
+        wanted = [counterpart(given, image).name]
     for name in wanted:
         if (path := given / name).exists():
             return path.absolute()

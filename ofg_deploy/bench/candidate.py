@@ -136,10 +136,11 @@ def load_network(checkpoint: Path, contract: Contract, grid: Shape) -> nn.Module
     """
     from ofg_deploy.errors import UsageError
     from ofg_deploy.train.checkpoint import load_checkpoint, load_weights, weights_sha256
-    from ofg_deploy.train.networks import build_network
+    from ofg_deploy.train.networks import fitting_class, recorded_form
 
-    network = build_network(contract.network, grid, bool(contract.training.get("diffeomorphic", False)))
     state = load_checkpoint(checkpoint).state
+    architecture = fitting_class(contract.network, state, contract.training)
+    network = architecture(grid, recorded_form(contract.training))
     load_weights(network, state, checkpoint)
     if weights_sha256(network.state_dict()) != contract.weights_sha256:
         raise UsageError(f"{checkpoint} holds other weights than the models: give the one they were exported from")

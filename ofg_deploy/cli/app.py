@@ -22,7 +22,12 @@ InitOption = Literal["none", "header", "centre", "rigid", "affine"]
 RecipeOption = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
 FormatOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
 PointsFrameOption = Annotated[
-    Literal["ras", "lps"], typer.Option("--points-frame", "--points-space", help="World of the tables of points.")
+    Optional[Literal["ras", "lps"]],
+    typer.Option(
+        "--points-frame",
+        "--points-space",
+        help="Coordinate frame of points in CSV; RAS if absent. Files of 3D Slicer name their own.",
+    ),
 ]
 FillOption = Annotated[
     str,

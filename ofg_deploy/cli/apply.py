@@ -30,20 +30,30 @@ def apply(
             "is applied to the image first.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, or .csv for points.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .nii.gz; of points the ending they came with.",
+        ),
+    ],
     image: Annotated[Optional[Path], typer.Argument(help="Image, label map or 4-D series for the reference.")] = None,
     reference: Annotated[Optional[Path], typer.Option("--reference", "-r", help="The result lies on its grid.")] = None,
     interpolation: InterpolationOption = "auto",
     fixed_points: Annotated[
-        Optional[Path], typer.Option(help="CSV (x, y, z in mm) of the reference's space: carried to the image's.")
+        Optional[Path],
+        typer.Option(help="Points (.csv, .fcsv, .mrk.json) of the reference's space: carried to the image's."),
     ] = None,
     moving_points: Annotated[
         Optional[Path],
         typer.Option(
-            "--moving-points", "--points", help="CSV of the image's space: carried to the reference's, by the inverse."
+            "--moving-points",
+            "--points",
+            help="Points of the image's space: to the reference's, by the inverse.",
         ),
     ] = None,
-    points_frame: PointsFrameOption = "ras",
+    points_frame: PointsFrameOption = None,
     field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
     fill: FillOption = "auto",
     max_voxels: MaxVoxels = None,

@@ -27,7 +27,7 @@ def evaluate(
     label_names: Annotated[
         Optional[Path], typer.Option(help="CSV (label, name) or JSON: evaluate these labels only, by these names.")
     ] = None,
-    points_frame: PointsFrameOption = "ras",
+    points_frame: PointsFrameOption = None,
     max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -75,13 +75,14 @@ def register(
         typer.Option(help="Another image or 4-D series in the moving space, warped too; repeatable."),
     ] = None,
     fixed_points: Annotated[
-        Optional[Path], typer.Option(help="CSV (x, y, z in mm) on the fixed image: carried to the moving one.")
+        Optional[Path],
+        typer.Option(help="Points (.csv, .fcsv, .mrk.json) on the fixed image: carried to the moving one."),
     ] = None,
     moving_points: Annotated[
         Optional[Path],
-        typer.Option("--moving-points", "--points", help="CSV on the moving image: carried to the fixed one."),
+        typer.Option("--moving-points", "--points", help="Points on the moving image: carried to the fixed one."),
     ] = None,
-    points_frame: PointsFrameOption = "ras",
+    points_frame: PointsFrameOption = None,
     inverse: Annotated[bool, typer.Option("--inverse", help="Write the inverse on the moving grid too.")] = False,
     fill: FillOption = "auto",
     interpolation: InterpolationOption = "auto",
@@ -221,9 +222,14 @@ def _pairs_of(
     """Of a batch, from two folders, an image and a folder, or a list."""
     from ofg_deploy.batch.pairs import from_folders, from_list
     from ofg_deploy.errors import UsageError
+    from ofg_deploy.image_folder import look_into
 
     if fixed and moving and not pairs:
-        return from_folders(fixed, moving, out, make, beside)
+        found = from_folders(fixed, moving, out, make, beside)
+        for folder in dict.fromkeys(path for path in (fixed, moving) if path.is_dir()):
+            if remark := look_into(folder).remark():
+                print(f"ofg: warning: {remark}", file=sys.stderr)
+        return found
     if fixed or any(beside.values()):
         raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
     assert pairs is not None

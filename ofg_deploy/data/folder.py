@@ -12,17 +12,10 @@ from ofg_deploy.data.description import Dataset, Subject
 from ofg_deploy.data.plan import Memory, make_plan
 from ofg_deploy.data.scans import bad_scans, describe
 from ofg_deploy.errors import InputError
+from ofg_deploy.image_folder import counterpart, look_into
 from ofg_deploy.nifti import load_grid, stem
 
 MIN_SUBJECTS = 4
-
-
-def find_images(folder: Path) -> list[Path]:
-    """NIfTI files at any depth, hidden ones left out. Raises InputError if the folder is none or cannot be read."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give a folder of NIfTI images")
-    found = (p for p in folder.rglob("*") if p.name.endswith((".nii", ".nii.gz")) and p.is_file())
-    return sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(folder).parts))
 
 
 def describe_folder(
@@ -43,12 +36,13 @@ def describe_folder(
     Raises:
         InputError: too few images, or any that cannot be used (all are named) without ``skip_bad``.
     """
-    images = find_images(source)
+    found = look_into(source, deep=True)
+    images = list(found.images.values())
     if labels is not None:
         if not labels.is_dir():
             raise InputError(f"--labels {labels} is not a folder")
         images = [p for p in images if not p.is_relative_to(labels) or source.is_relative_to(labels)]
-    maps = {p: None if labels is None else labels / p.relative_to(source) for p in images}
+    maps = {p: None if labels is None else counterpart(labels, p, source) for p in images}
     bad = bad_scans(maps.items(), lambda: advance(len(images)))
     if bad and not skip_bad:
         raise InputError(f"{describe(bad, len(images))}. Mend or remove them, or add --skip-bad")
@@ -64,6 +58,8 @@ def describe_folder(
     spacings = np.array([g.spacing_mm for g in grids])
     plan = make_plan(grids, memory)
     notes = [f"images are used where they lie, under {source.absolute()}"]
+    if remark := found.remark():
+        notes.append(remark)
     if bad:
         notes.append(describe(bad, len(images)))
     dataset = Dataset(

@@ -14,7 +14,7 @@ from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
 from ofg_deploy.outputs import check_writable, read_csv, read_json
-from ofg_deploy.transform.points import PointsFrame
+from ofg_deploy.transform.tables import PointsFrame
 
 
 def run(
@@ -22,7 +22,7 @@ def run(
     out: Path,
     labels: Path | None,
     label_names: Path | None,
-    space: PointsFrame,
+    space: PointsFrame | None,
     max_voxels: int,
     overwrite: bool,
     command: list[str],
@@ -67,7 +67,7 @@ def load_names(path: Path) -> Names:
     """Labels and their names from a CSV with columns label, name, or a JSON object {"label": "name"}.
 
     Raises:
-        InputError: another form, a label that is no whole number above 0, or one listed twice.
+        InputError: another form, a label that is no whole number or is 0, the background, or one listed twice.
     """
     try:
         if path.suffix.lower() == ".json":
@@ -81,15 +81,16 @@ def load_names(path: Path) -> Names:
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: a CSV with columns label, name or a JSON object is needed ({error!r})") from error
     names = dict(found)
-    if not names or len(names) < len(found) or min(names) < 1:
-        raise InputError(f"{path} must name at least one label, each above 0 and once")
+    if not names or len(names) < len(found) or 0 in names:
+        raise InputError(f"{path} must name at least one label, each once and none of them 0, the background")
     return names
 
 
-def _show(console: Console, done: list[Evaluation], space: PointsFrame) -> None:
+def _show(console: Console, done: list[Evaluation], space: PointsFrame | None) -> None:
     table = Table("measure", "mean", "sd", "pairs")
     for measure, figures in summary(done).items():
         table.add_row(measure, f"{figures['mean']:.4g}", f"{figures['sd']:.2g}", str(figures["pairs"]))
     console.print(table)
     if any("landmarks" in evaluation.numbers for evaluation in done):
-        console.print(f"landmark tables read as {space.upper()} mm (--points-frame)")
+        frame = (space or "ras").upper()
+        console.print(f"landmark tables read as {frame} mm (--points-frame), those of 3D Slicer in their own frame")

@@ -11,16 +11,18 @@ import numpy as np
 
 from ofg_deploy import metrics
 from ofg_deploy.errors import GeometryError, InputError
-from ofg_deploy.evaluate.landmarks import target_registration_error
 from ofg_deploy.evaluate.pairs import Pair
 from ofg_deploy.field import jacobian_determinant, resample, warp
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_labels, load_space
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import sha256_file
+from ofg_deploy.surfels import hd95_l2r
 from ofg_deploy.transform.dialects import load_map
+from ofg_deploy.transform.landmarks import match, target_registration_error
 from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
-from ofg_deploy.transform.points import PointsFrame, load_points
+from ofg_deploy.transform.points import load_points
+from ofg_deploy.transform.tables import PointsFrame
 
 Names = dict[int, str]
 Numbers = dict[str, float | int | None]
@@ -28,12 +30,13 @@ Numbers = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label of a pair. ``hd95_mm`` is None where the label is in one of both maps only."""
+    """One label of a pair. ``hd95_mm`` and ``hd95_l2r`` are None where the label is in one of both maps only."""
 
     label: int
     name: str
     dice: float
     hd95_mm: float | None
+    hd95_l2r: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def evaluate(pair: Pair, names: Names | None, space: PointsFrame, max_voxels: int = MAX_VOXELS) -> Evaluation:
+def evaluate(pair: Pair, names: Names | None, space: PointsFrame | None, max_voxels: int = MAX_VOXELS) -> Evaluation:
     """Dice, HD95, folding and landmark distances of one pair, as far as its files allow.
 
     Moving labels are fetched once, by nearest neighbour through the total map, on the fixed labels' own grid. Jacobian
@@ -56,8 +59,8 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame, max_voxels: in
 
     Args:
         pair: the files.
-        names: labels to evaluate and what to call them; None for every label above 0 under its number.
-        space: world of the landmark tables.
+        names: labels to evaluate and what to call them; None for every label other than 0 under its number.
+        space: world of the landmark tables that do not say it themselves; RAS if None.
         max_voxels: larger images, label maps and displacement fields are refused before their voxels are read.
 
     Raises:
@@ -86,8 +89,8 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame, max_voxels: in
                 "voxels, outside its grid: no moving label was fetched there"
             )
     if pair.fixed_points and pair.moving_points:
-        ends = load_points(pair.fixed_points, space).world, load_points(pair.moving_points, space).world
-        numbers |= target_registration_error(*ends, total, view)
+        landmarks = match(load_points(pair.fixed_points, space), load_points(pair.moving_points, space))
+        numbers |= target_registration_error(landmarks, total, view)
     numbers["seconds"] = round(time.perf_counter() - start, 3)
     return Evaluation(pair, numbers, labels, inputs, tuple(warnings))
 
@@ -127,9 +130,9 @@ def _labels(
     total: WorldMap, fixed: Volume, moving: Volume, names: Names | None
 ) -> tuple[dict[str, Any], tuple[LabelScore, ...]]:
     displacement, inside = on_grid(total, fixed.grid)
-    foreground = fixed.data > 0
+    foreground = fixed.data != 0
     if not foreground.any():
-        raise InputError(f"{fixed.path} holds no label above 0")
+        raise InputError(f"{fixed.path} holds no label other than 0")
     outside = 100.0 * float(np.mean(~inside[foreground]))
     if outside == 100:
         raise GeometryError(f"the transform's grid holds none of the labels of {fixed.path}: do they belong together?")
@@ -138,8 +141,10 @@ def _labels(
     after[~inside] = 0
     start, dice = (_wanted(metrics.dice(fixed.data, warped), names) for warped in (before, after))
     hd95 = metrics.hd95_mm(fixed.data, after, fixed.grid.spacing_mm)
+    as_there = hd95_l2r(fixed.data, after)
     scores = tuple(
-        LabelScore(label, (names or {}).get(label, str(label)), value, hd95.get(label)) for label, value in dice.items()
+        LabelScore(label, (names or {}).get(label, str(label)), value, hd95.get(label), as_there.get(label))
+        for label, value in dice.items()
     )
     if not scores:
         raise InputError(f"{fixed.path} and {moving.path} hold none of the labels in --label-names")
@@ -147,6 +152,7 @@ def _labels(
         "dice": metrics.mean(dice),
         "dice_before": metrics.mean(start),
         "hd95_mm": metrics.mean({s.label: s.hd95_mm for s in scores if s.hd95_mm is not None}),
+        "hd95_l2r": metrics.mean({s.label: s.hd95_l2r for s in scores if s.hd95_l2r is not None}),
         "labels": len(scores),
         "labels_in_one_map": sum(s.hd95_mm is None for s in scores),
         "outside_percent": outside,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.image_folder import counterpart
 from ofg_deploy.nifti import stem
 from ofg_deploy.outputs import read_json
 from ofg_deploy.pair_list import called, read_rows
@@ -104,7 +105,7 @@ def _of_sidecar(name: str, path: Path, record: dict[str, Any], labels: Path | No
             role: Path(entry["path"]) for role, entry in record["inputs"].items() if role in COLUMNS
         }
         if labels is not None:
-            files |= {f"{role}_labels": labels / files[role].name for role in ("fixed", "moving")}
+            files |= {f"{role}_labels": counterpart(labels, files[role]) for role in ("fixed", "moving")}
         # A name, not a path: a sidecar must not lead anywhere else.
         files["transform"] = path.parent / Path(record["outputs"]["transform"]).name
     except (KeyError, TypeError, AttributeError) as error:

@@ -16,16 +16,18 @@ from ofg_deploy import __version__
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.outputs import staged, to_json
-from ofg_deploy.transform.points import PointsFrame
+from ofg_deploy.transform.tables import PointsFrame
 
 SCHEMA = 1
+LABEL_COLUMNS = ["pair", "label", "name", "dice", "hd95_mm", "hd95_l2r"]
 FILES = ("results.csv", "labels.csv", "failures.csv", "boxplot.png", "results.json")
 # Column of results.csv -> what it is. The record carries these, so that a table can be read without this program.
 MEASURES = {
     "dice": "mean over labels of 2|A and B| / (|A| + |B|); a label in one of both maps only counts as 0",
     "dice_before": "the same by the headers alone",
     "hd95_mm": "mean over labels in both maps: larger of the two directed 95th percentiles of surface distances, mm",
-    "labels": "labels evaluated: those above 0 in either map, and in --label-names where that was given",
+    "hd95_l2r": "the same as Learn2Reg computes it: surface elements weighted by area, in voxels instead of mm",
+    "labels": "labels evaluated: those other than 0 in either map, and in --label-names where that was given",
     "labels_in_one_map": "of these, in the fixed or the warped map only: Dice 0, HD95 undefined and left out",
     "outside_percent": "fixed foreground voxels outside the transform's grid, in percent: no moving label there",
     "folding_percent": "voxels with a Jacobian determinant <= 0 by central differences, in percent; total map in mm",
@@ -38,9 +40,11 @@ MEASURES = {
     "tre_mean_mm": "mean distance of mapped fixed landmarks to their moving ones, mm",
     "tre_median_mm": "median of the same",
     "tre_p95_mm": "95th percentile of the same",
+    "tre_max_mm": "largest of the same",
     "tre_before_mean_mm": "mean by the headers alone",
     "tre_before_median_mm": "median by the headers alone",
     "tre_before_p95_mm": "95th percentile by the headers alone",
+    "tre_before_max_mm": "largest by the headers alone",
     "seconds": "time of the evaluation",
 }
 
@@ -63,7 +67,7 @@ def write(
     source: Path,
     evaluations: Sequence[Evaluation],
     failures: Sequence[Failure],
-    space: PointsFrame,
+    space: PointsFrame | None,
     overwrite: bool,
     command: list[str],
 ) -> list[Path]:
@@ -77,7 +81,7 @@ def write(
     record = _record(source, evaluations, failures, space, command)
     content: dict[str, Callable[[Path], object]] = {
         "results.csv": lambda path: path.write_bytes(_table(rows, ["pair", *MEASURES])),
-        "labels.csv": lambda path: path.write_bytes(_table(labels, ["pair", "label", "name", "dice", "hd95_mm"])),
+        "labels.csv": lambda path: path.write_bytes(_table(labels, LABEL_COLUMNS)),
         "failures.csv": lambda path: path.write_bytes(_table([asdict(f) for f in failures], ["pair", "error"])),
         "boxplot.png": lambda path: draw_dice(path, evaluations),
         "results.json": lambda path: path.write_text(to_json(record)),
@@ -105,7 +109,7 @@ def _record(
     source: Path,
     evaluations: Sequence[Evaluation],
     failures: Sequence[Failure],
-    space: PointsFrame,
+    space: PointsFrame | None,
     command: list[str],
 ) -> dict[str, Any]:
     return {
@@ -115,7 +119,7 @@ def _record(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "source": str(source.absolute()),
-        "points_space": space,
+        "points_space": space or "ras",
         "measures": MEASURES,
         "means": summary(evaluations),
         "pairs": [

@@ -187,7 +187,7 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
     optimizer.fold_constants(program.model, input_size_limit=MAX_BYTES, output_size_limit=MAX_BYTES)
     model: onnx.ModelProto = program.model_proto
     if network.integrate is not None:
-        name_velocity(model)
+        name_velocity(model, network.integrate)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.export.source import ExportSource, from_checkpoint, from_run, on_grid
+from ofg_deploy.export.source import ExportSource, from_checkpoint, from_run, on_grid, read_layout
 from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
-from ofg_deploy.train.checkpoint import load_checkpoint
+from ofg_deploy.train.checkpoint import Checkpoint, load_checkpoint
 from ofg_deploy.train.networks import network_class
+from ofg_deploy.train.networks.base import RegistrationNetwork
+from ofg_deploy.train.networks.vxm_dense import NAME as VXM_DENSE
+from ofg_deploy.train.networks.vxm_dense import is_published, vxm_dense
 from ofg_deploy.train.recipes import Options, find_recipe, resolve
 
 
@@ -55,22 +58,41 @@ def find_source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
         replace(bare, grid=None).check_none("a run folder")
         return from_run(path, lambda: None, bare.grid)
     own = load_checkpoint(path)
-    if own.expects is None:
-        network, expects = _published(path, bare)
+    diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
+    if own.config is not None:
+        network, expects, diffeomorphic = _described(path, own, bare)
+    elif own.expects is None:
+        if bare.network is None or (bare.grid is None and bare.recipe is None):
+            raise UsageError(
+                f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z or --recipe"
+            )
+        network, expects = bare.network, _published(bare, network_class(bare.network))
     else:
         network, expects = str(own.network), on_grid(own.expects, str(own.network), bare.grid)
         given = Options(expects.shape, bare.spacing_mm, bare.intensity, bare.init, axes=bare.axes)
         if bare.recipe or (bare.network or network, _fill(given, expects)) != (network, expects):
             raise UsageError(f"{path} was trained as {network} on {own.expects}: leave out what says otherwise")
-    diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
     return from_checkpoint(path, network, diffeomorphic, expects, bare.pairs, scratch, lambda: None)
 
 
-def _published(path: Path, bare: BareOptions) -> tuple[str, NetworkInput]:
+def _described(path: Path, own: Checkpoint, bare: BareOptions) -> tuple[str, NetworkInput, bool]:
+    """Network, grid and integration as the ``config`` of the file has them; the rest as for other published ones.
+
+    Raises:
+        InputError: a config that this version cannot follow. UsageError: options that contradict it.
+    """
+    grid, layout = read_layout(own, path)
+    same = [name for name in ("voxelmorph", "voxelmorph-2") if is_published(layout, network_class(name))]
+    if bare.network not in (None, VXM_DENSE, *same):
+        raise UsageError(f"{path} describes its own network in its config: leave out --network {bare.network}")
+    if bare.diffeomorphic and layout.integration is None:
+        raise UsageError(f"{path} has int_steps 0 in its config, so it predicts no velocity: leave out --diffeomorphic")
+    expects = _published(replace(bare, grid=bare.grid or grid), vxm_dense(layout))
+    return VXM_DENSE, expects, layout.integration is not None
+
+
+def _published(bare: BareOptions, architecture: type[RegistrationNetwork]) -> NetworkInput:
     """Given options win over the recipe's, as in training, and those over the defaults."""
-    if bare.network is None or (bare.grid is None and bare.recipe is None):
-        raise UsageError(f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z or --recipe")
-    architecture = network_class(bare.network)
     options = Options(bare.grid, bare.spacing_mm, bare.intensity, bare.init, axes=bare.axes)
     if recipe := find_recipe(bare.recipe):
         options = resolve(options, recipe, None, architecture.divisor)
@@ -78,7 +100,7 @@ def _published(path: Path, bare: BareOptions) -> tuple[str, NetworkInput]:
         raise UsageError("--spacing is not the recipe's: give the --grid that belongs to it")
     architecture.check_grid(options.grid)
     default = NetworkInput(options.grid, (1.0, 1.0, 1.0), Intensity("minmax"), "affine")
-    return bare.network, _fill(options, default)
+    return _fill(options, default)
 
 
 def _fill(options: Options, default: NetworkInput) -> NetworkInput:

@@ -14,12 +14,14 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.export.parity import synthetic_pair
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.preprocess import NetworkInput, PreparedPair
 from ofg_deploy.train.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ofg_deploy.train.dataset import PairFiles, PairList, check_pairs, find_pairs, load_cached, prepare_all
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
-from ofg_deploy.train.networks import build_network, network_class
+from ofg_deploy.train.networks import build_network, fitting_class, network_class, recorded_form
 from ofg_deploy.train.networks.base import RegistrationNetwork
+from ofg_deploy.train.networks.vxm_dense import Layout, read_config
 from ofg_deploy.train.run import Run
 
 MAX_PARITY_PAIRS = 5
@@ -58,8 +60,9 @@ def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = Non
     run = Run(folder)
     config, pairs, cache = run.read()
     expects = on_grid(config.expects, config.network, grid)
-    network = build_network(config.network, expects.shape, config.diffeomorphic)
     checkpoint = load_checkpoint(run.best)
+    form = recorded_form(checkpoint.training) if config.diffeomorphic else False
+    network = build_network(config.network, expects.shape, form)
     load_weights(network, checkpoint.state, run.best)
     _check_finite(network, run.best)
     chosen = (pairs.validation or pairs.training)[:MAX_PARITY_PAIRS]
@@ -96,7 +99,7 @@ def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInpu
 
 def _provenance(checkpoint: Checkpoint, expects: NetworkInput) -> dict[str, Any]:
     """How the weights came about, and on what grid if not the one exported for."""
-    training, trained = checkpoint.training or {}, checkpoint.expects
+    training, trained = dict(checkpoint.training or {}), checkpoint.expects
     return training if trained is None or trained.shape == expects.shape else {**training, "grid": list(trained.shape)}
 
 
@@ -109,13 +112,32 @@ def from_checkpoint(
     cache: Path,
     advance: Callable[[], None],
 ) -> ExportSource:
-    """A bare checkpoint, ours or a published one, checked on ``pairs`` (folder or list) or on one synthetic pair."""
-    network = build_network(name, expects.shape, diffeomorphic)
+    """A bare checkpoint, ours or a published one, checked on ``pairs`` (folder or list) or on one synthetic pair.
+
+    Raises:
+        InputError: weights or a ``config`` that do not fit the network, or unusable pairs.
+        UsageError: a form or a grid that the checkpoint does not have.
+    """
     checkpoint = load_checkpoint(path)
-    _check_form(checkpoint, path, diffeomorphic)
+    training = _provenance(checkpoint, expects)
+    if checkpoint.config is not None:
+        grid, layout = read_layout(checkpoint, path)
+        training |= {"layout": layout.to_record(), **({} if grid == expects.shape else {"grid": list(grid)})}
+        how: bool | Integration = layout.integration or False
+        if diffeomorphic != bool(how):
+            saved = "without" if diffeomorphic else "with"
+            raise UsageError(f"{path} was saved {saved} integration, as its config says: export it the same way")
+    else:
+        _check_form(checkpoint, path, diffeomorphic)
+        how = recorded_form(checkpoint.training) if checkpoint.training else diffeomorphic
+    architecture = fitting_class(name, checkpoint.state, training)
+    architecture.check_grid(expects.shape)
+    network = architecture(expects.shape, how)
     load_weights(network, checkpoint.state, path)
     _check_finite(network, path)
-    training = _provenance(checkpoint, expects) or {"source": path.name, "diffeomorphic": diffeomorphic}
+    if not checkpoint.training:
+        integration = {} if network.integrate is None else {"integration": network.integrate.how.to_record()}
+        training = {"source": path.name, "diffeomorphic": diffeomorphic, **training, **integration}
     if pairs is None:
         return ExportSource(network, name, expects, training, [synthetic_pair(expects)], [None], "one synthetic pair")
     found: PairList = check_pairs(find_pairs(pairs, None, MAX_PARITY_PAIRS, seed=0), skip_bad=False)[0]
@@ -131,6 +153,14 @@ def from_checkpoint(
         str(pairs),
         lambda: prepare_pairs(others, expects, cache, advance)[0],
     )
+
+
+def read_layout(checkpoint: Checkpoint, path: Path) -> tuple[Shape, Layout]:
+    """Grid and network of a checkpoint with a ``config``. Raises InputError with the file's name."""
+    try:
+        return read_config(checkpoint.config or {}, checkpoint.state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _check_finite(network: RegistrationNetwork, path: Path) -> None:

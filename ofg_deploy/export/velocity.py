@@ -6,18 +6,17 @@ import onnx
 
 from ofg_deploy.errors import ParityError
 from ofg_deploy.serve.openvino import VELOCITY
-from ofg_deploy.train.networks.velocity import SQUARINGS, VelocityIntegration
+from ofg_deploy.train.networks.velocity import VelocityIntegration
 
 
-def name_velocity(model: onnx.ModelProto) -> None:
+def name_velocity(model: onnx.ModelProto, integrate: VelocityIntegration) -> None:
     """Give the integrated tensor its stable name, which OpenVINO's engine looks for.
 
     Raises:
         ParityError: what comes after it is not the integration and nothing else.
     """
     nodes = list(model.graph.node)
-    # The integration is the only part that resizes so, and begins with the resize of what it is given.
-    velocity = next((n.input[0] for n in nodes if n.op_type == "Resize" and _keeps_corners(n)), None)
+    velocity = _integrated(nodes, integrate)
     needed, tail = {"field"}, []
     for node in reversed(nodes):
         if velocity not in node.output and needed.intersection(node.output):
@@ -25,9 +24,9 @@ def name_velocity(model: onnx.ModelProto) -> None:
             needed.update(node.input)
     stored = {tensor.name for tensor in model.graph.initializer} | {""}
     given = needed - {name for node in tail for name in node.output} - stored
-    foreign = {node.op_type for node in tail} - VelocityIntegration.operators
+    foreign = {node.op_type for node in tail} - integrate.operators
     samples = sum(node.op_type == "GridSample" for node in tail)
-    if given != {velocity} or foreign or samples != SQUARINGS:
+    if given != {velocity} or foreign or samples != integrate.how.steps:
         raise ParityError("what makes the field of the velocity in the graph is not its integration alone")
     for node in nodes:
         node.input[:] = [VELOCITY if name == velocity else name for name in node.input]
@@ -37,5 +36,17 @@ def name_velocity(model: onnx.ModelProto) -> None:
             value.name = VELOCITY
 
 
-def _keeps_corners(node: onnx.NodeProto) -> bool:
-    return any(a.name == "coordinate_transformation_mode" and a.s == b"align_corners" for a in node.attribute)
+def _integrated(nodes: list[onnx.NodeProto], integrate: VelocityIntegration) -> str | None:
+    """The tensor that the integration begins with: what is resized first, or what the first step is made of."""
+    made = {name: node for node in nodes for name in node.output}
+    node = next((n for n in nodes if n.op_type == "GridSample"), None)
+    expected = ["GridSample", "Slice", "Mul"]
+    if integrate.how.downsize > 1 and not integrate.how.coarse:
+        expected.append("Resize")
+    name = None
+    for kind in expected:
+        if node is None or node.op_type != kind:
+            return None
+        name = next(i for i in node.input if i in made or i == node.input[0])
+        node = made.get(name)
+    return name

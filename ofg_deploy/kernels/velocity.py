@@ -10,26 +10,34 @@ from numba import prange
 
 from ofg_deploy.kernels.compiled import compiled
 from ofg_deploy.kernels.compose import compose
+from ofg_deploy.kernels.integration import OWN, Integration
 
 Array = npt.NDArray[np.floating[Any]]
 
-SQUARINGS = 7
 
-
-def integrate(velocity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The displacement at time 1, in voxels; half resolution and edge values as the exported graph has them.
+def integrate(
+    velocity: npt.NDArray[np.float32], how: Integration = OWN, grid: tuple[int, ...] | None = None
+) -> npt.NDArray[np.float32]:
+    """The displacement at time 1, in voxels of ``grid``, as the exported graph computes it.
 
     Args:
         velocity: (3, X, Y, Z) voxels per unit time, at least 4 voxels along every axis.
+        how: steps, grid of the integration and what lies beyond it.
+        grid: of the displacement; None means that of the velocity.
     """
-    full = velocity.shape[1:]
-    half = tuple(n // 2 for n in full)
-    ratio = np.array([(m - 1) / (n - 1) for n, m in zip(full, half, strict=True)])
-    step = resize(velocity, half, ratio / 2**SQUARINGS)
+    full = grid or velocity.shape[1:]
+    inner = how.coarse_grid(full)
+    ratio = np.array([(m - 1) / extent for extent, m in zip(how.extents(full), inner, strict=True)])
+    scale = (np.ones(3) if how.coarse else ratio) / 2**how.steps
+    step = resize(velocity, inner, scale)
+    if how.beyond == "zeros":  # linear down to 0 within a voxel, and what is 0 stays where it is
+        step = np.pad(step, ((0, 0), (1, 1), (1, 1), (1, 1)))
     other = np.empty_like(step)
-    for _ in range(SQUARINGS):
+    for _ in range(how.steps):
         compose(step, step, 1.0, other, np.inf)
         step, other = other, step
+    if how.beyond == "zeros":
+        step = step[:, 1:-1, 1:-1, 1:-1]
     return resize(step, full, 1 / ratio)
 
 

@@ -21,9 +21,10 @@ from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain, on_grid
-from ofg_deploy.transform.points import PointsFrame, carry, load_points, save_points
+from ofg_deploy.transform.points import carry, load_points, save_points
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
 from ofg_deploy.transform.source import open_source
+from ofg_deploy.transform.tables import PointsFrame, ending
 
 SCHEMA = 1
 INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<inverted>[01])\]")  # as antsApplyTransforms has it
@@ -54,7 +55,7 @@ class Application:
         image: to be seen on the grid of ``reference``; a series volume by volume.
         fixed_points: table in the space of the reference, carried forward. moving_points: in the space of the image,
             carried backwards by the inverse of the whole chain.
-        points_frame: world of the tables.
+        points_frame: world of the tables that do not say it themselves; RAS if None.
         interpolation: ``nearest`` and ``genericlabel`` take label maps; None for ``nearest`` where the image is one,
             and ``linear`` otherwise.
         dialect: form of the transforms.
@@ -74,7 +75,7 @@ class Application:
     reference: Path | None = None
     fixed_points: Path | None = None
     moving_points: Path | None = None
-    points_frame: PointsFrame = "ras"
+    points_frame: PointsFrame | None = None
     interpolation: Interpolation | None = None
     dialect: Dialect = "itk"
     fill: float | None = None
@@ -98,9 +99,10 @@ class Application:
             not np.isfinite(self.fill) or (self.interpolation in OF_LABELS and self.fill != int(self.fill))
         ):
             raise UsageError(f"--fill {self.fill}: a finite number is needed, for label maps a whole one, or auto")
-        ending = (".nii", ".nii.gz") if self.image is not None else (".csv",)
-        if not self.out.name.lower().endswith(ending):
-            raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(ending)} is needed")
+        points = self.fixed_points or self.moving_points
+        endings = (".nii", ".nii.gz") if points is None else (ending(points),)
+        if not self.out.name.lower().endswith(endings):
+            raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(endings)} is needed")
 
     def reads(self) -> list[Path]:
         """All files that are read."""
@@ -110,8 +112,11 @@ class Application:
     @property
     def sidecar(self) -> Path:
         """Where the record goes."""
-        name = stem(self.out) if self.image is not None else self.out.stem
-        return self.out.with_name(f"{name}.json")
+        if self.image is not None:
+            return self.out.with_name(f"{stem(self.out)}.json")
+        kind = ending(self.out)
+        name = self.out.name[: -len(kind)]
+        return self.out.with_name(f"{name}_apply.json" if kind == ".json" else f"{name}.json")
 
 
 def apply(job: Application) -> dict[str, Any]:
@@ -180,18 +185,20 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
 def _points(job: Application) -> tuple[Save, dict[str, Any]]:
     """The same for a table of points."""
     chain = _load_chain(job)
+    path = job.fixed_points or job.moving_points
+    assert path is not None
+    points = load_points(path, job.points_frame)
     if job.fixed_points:
-        carried = carry(load_points(job.fixed_points, job.points_frame), chain)
+        carried = carry(points, chain)
         direction = "reference to image, forward"
     else:
-        assert job.moving_points is not None
-        carried = carry(load_points(job.moving_points, job.points_frame), invert(chain))
+        carried = carry(points, invert(chain))
         direction = "image to reference, by the inverse"
     about = {
         "points": int(carried.inside.size),
         "unknown": int((~carried.inside).sum()),
         "direction": direction,
-        "frame": job.points_frame,
+        "frame": points.frame,
         "warnings": [*chain.warnings, *carried.warnings()],
     }
     return lambda path: save_points(path, carried), about

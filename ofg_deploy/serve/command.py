@@ -14,6 +14,7 @@ from ofg_deploy.serve.apply import apply as apply_transforms
 from ofg_deploy.serve.engine import Device, Runtime, open_engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
+from ofg_deploy.serve.no_network import NONE
 from ofg_deploy.serve.register import Result
 from ofg_deploy.serve.register import register as register_pair
 from ofg_deploy.serve.runtimes import choose
@@ -62,14 +63,31 @@ def register(
         stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
     for line in _notes(result):
         console.print(line, soft_wrap=True)
-    table = Table("measure", "value")
-    if not model:
+    console.print(_table(result))
+    for points in result.sidecar.get("points", {}).values():
+        said = f"{points['path']}: {points['points']} points ({points['frame'].upper()} mm), {points['direction']}"
+        console.print(said, soft_wrap=True)
+    for role, path in result.outputs.items():
+        console.print(f"{role}: {path}", soft_wrap=True)
+    return result
+
+
+def _table(result: Result) -> Table:
+    """Figures of a registration, one a row."""
+    table, figures = Table("measure", "value"), result.sidecar["metrics"]
+    if result.sidecar["model"]["network"] == NONE:
         grid = result.sidecar["network_grid"]
         sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
         table.add_row("grid of the steps", f"{'x'.join(map(str, grid['shape']))} voxels of {sides} mm")
     for key, name in ROWS.items():
-        if (value := result.sidecar["metrics"].get(key)) is not None:
+        if (value := figures.get(key)) is not None:
             table.add_row(name, f"{value:.4g}")
+    if "landmarks" in figures:
+        for when, name in (("before", "before"), ("start", "after the start"), ("after", "after")):
+            mean, median, largest = (figures[f"tre_{when}_{of}_mm"] for of in ("mean", "median", "max"))
+            said = f"mean {mean:.3g}, median {median:.3g}, largest {largest:.3g}"
+            table.add_row(f"landmark error {name} (mm)", said)
+        table.add_row("landmarks", f"{figures['landmarks']}, matched by {result.sidecar['landmarks']['matched_by']}")
     if record := result.sidecar.get("inverse"):
         gap = record["consistency_mm"]
         told = (
@@ -81,13 +99,7 @@ def register(
         steps = f"{record['steps_kept']} of {record['steps_taken']} steps"
         table.add_row("refinement", f"{steps} kept, {energies} ({record['stopped']})")
     table.add_row("seconds", " + ".join(f"{s:.2f} {stage}" for stage, s in result.sidecar["seconds"].items()))
-    console.print(table)
-    for points in result.sidecar.get("points", {}).values():
-        said = f"{points['path']}: {points['points']} points ({points['frame'].upper()} mm), {points['direction']}"
-        console.print(said, soft_wrap=True)
-    for role, path in result.outputs.items():
-        console.print(f"{role}: {path}", soft_wrap=True)
-    return result
+    return table
 
 
 def _notes(result: Result) -> list[str]:

@@ -15,6 +15,7 @@ from ofg_deploy.outputs import sha256_file
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job, numbered
 from ofg_deploy.transform.inverse import InverseMap
+from ofg_deploy.transform.landmarks import Landmarks, match
 from ofg_deploy.transform.maps import FieldMap
 from ofg_deploy.transform.points import CarriedPoints, Points, carry, load_points, save_points
 from ofg_deploy.transform.resample import at
@@ -32,6 +33,20 @@ class Companions:
     moving_mask: Volume | None
     fixed_points: Points | None
     moving_points: Points | None
+
+    def landmarks(self) -> tuple[Landmarks | None, str | None]:
+        """Both tables as corresponding points; or why they are not, where both were given."""
+        if self.fixed_points is None or self.moving_points is None:
+            return None, None
+        try:
+            return match(self.fixed_points, self.moving_points), None
+        except InputError as error:
+            return None, f"no landmark error: {error}"
+
+    def matched_by(self) -> str | None:
+        """How corresponding landmarks were found: by ``label`` or by ``row``."""
+        landmarks, _ = self.landmarks()
+        return landmarks.matched_by if landmarks else None
 
     def volumes(self) -> dict[str, Volume | Source]:
         """Every image among them, by its role in the sidecar."""

@@ -19,8 +19,8 @@ from ofg_deploy.serve.names import Names
 from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
 from ofg_deploy.transform.dialects import Dialect
 from ofg_deploy.transform.itk import AFFINE_ENDINGS
-from ofg_deploy.transform.points import PointsFrame
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
+from ofg_deploy.transform.tables import PointsFrame, ending
 
 DIALECTS: tuple[Dialect, ...] = ("ants", "itk-h5", "fsl", "l2r", "voxelmorph")  # beside itk; the roles of their files
 ONE_FILE = ("fixed_labels", "fixed_mask", "moving_mask", "fixed_points", "moving_points")
@@ -52,7 +52,7 @@ class Job:
         label_interpolation: ``nearest`` or ``genericlabel``.
         also: more images in the moving image's space, on any grid, warped like it.
         fixed_points, moving_points: tables of points, carried to the other image's space.
-        points_frame: their world.
+        points_frame: the world of those tables that do not say it themselves; RAS if None.
         inverse: write the inverse transform on the moving grid too.
 
     Raises:
@@ -82,7 +82,7 @@ class Job:
     also: tuple[Path, ...] = ()
     fixed_points: Path | None = None
     moving_points: Path | None = None
-    points_frame: PointsFrame = "ras"
+    points_frame: PointsFrame | None = None
     inverse: bool = False
     interpolation: Interpolation | None = None
 
@@ -125,7 +125,7 @@ class Job:
             "similarity": self.similarity,
             "grid": list(self.grid) if self.grid else None,
             "label_interpolation": self.label_interpolation,
-            "points_frame": self.points_frame,
+            "points_frame": self.points_frame or "ras",
             "inverse": self.inverse,
         }
 
@@ -173,6 +173,9 @@ class Job:
 
     def _every_output(self) -> dict[str, Path]:
         every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
+        for role in ("fixed_points", "moving_points"):  # in the form they came in
+            if given := getattr(self, role):
+                every[role] = every[role].with_name(every[role].name.removesuffix(".csv") + ending(given))
         if learn2reg.is_named(self.fixed, self.moving):
             every = {"l2r": self.out / learn2reg.field_name(self.fixed, self.moving), **every}
         return every

@@ -1,4 +1,4 @@
-"""How good a registration is: similarity, regularity, overlap of labels."""
+"""How good a registration is: similarity, regularity, overlap of labels, distance of landmarks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from ofg_deploy import metrics
 from ofg_deploy.field import Field, jacobian_determinant, resample
-from ofg_deploy.geometry import Matrix
+from ofg_deploy.geometry import Grid, Matrix
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import PreparedPair
+from ofg_deploy.transform.landmarks import Landmarks, errors_mm
+from ofg_deploy.transform.maps import LinearMap, WorldMap
 
 Image = npt.NDArray[Any]
 
@@ -82,6 +84,24 @@ def _longest(displacement: Field) -> float:
     """By planes: to touch new memory for squares of all components would cost more than they do."""
     planes = np.moveaxis(displacement, -1, 0)
     return float(np.sqrt(np.max([sum(u * u for u in plane).max() for plane in planes])))
+
+
+def landmark_errors(
+    landmarks: Landmarks, moving_from_fixed: Matrix, forward: WorldMap, view: Grid
+) -> dict[str, float | int]:
+    """Distance of mapped fixed landmarks to their moving ones in mm: by the headers, after the start, at the end.
+
+    Raises:
+        GeometryError: none of them lies in the fixed field of view.
+    """
+    maps = {"before": None, "start": LinearMap(moving_from_fixed), "after": forward}
+    distances, inside = errors_mm(landmarks, maps, view)
+    numbers: dict[str, float | int] = {"landmarks": int(inside.sum()), "landmarks_outside": int((~inside).sum())}
+    for when, distance in distances.items():
+        numbers[f"tre_{when}_mean_mm"] = float(distance.mean())
+        numbers[f"tre_{when}_median_mm"] = float(np.median(distance))
+        numbers[f"tre_{when}_max_mm"] = float(distance.max())
+    return numbers
 
 
 def compare_labels(fixed: Volume, moving: Volume, warped: Any) -> dict[str, Any]:

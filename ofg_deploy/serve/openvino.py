@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.field import Field
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.model_file import SealedModel, read_model
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class OpenVinoEngine:
         self.contract = sealed.contract
         self.model_sha256 = sealed.sha256
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
+        self._integration = Integration.from_training(sealed.contract.training)
         self._threads = threads
         self._core = _core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -87,7 +89,7 @@ class OpenVinoEngine:
         from ofg_deploy.kernels.velocity import integrate
 
         with threads(min(self._threads, most_threads())):
-            return integrate(predicted)
+            return integrate(predicted, self._integration, self._shape)
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ofg_deploy.background import Background
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
@@ -24,7 +24,7 @@ from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
-from ofg_deploy.serve.measures import compare_labels, measure
+from ofg_deploy.serve.measures import compare_labels, landmark_errors, measure
 from ofg_deploy.serve.no_network import NoNetwork, Promise
 from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
@@ -167,7 +167,7 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)
     inverse = _invert(job, forward, pair, moving, clock)
     with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths, ThreadPoolExecutor(1) as pool:
-        measured = pool.submit(_measure, prepared, network_vox, warped, inside, displacement, moved)
+        measured = pool.submit(_measure, prepared, network_vox, warped, inside, forward, moved)
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
             save_volume(partial["warped"], warped, fixed.grid, fixed.space_code)
@@ -177,7 +177,8 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             if inverse:
                 save_transform(partial["inverse"], inverse.field, inverse.grid, moving.space_code)
             moved.save(partial, fixed)
-        numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
+        figures, remarks = measured.result()
+        numbers = {**figures, "roundtrip_max_mm": roundtrip_mm}
         inputs: dict[str, Volume | Source] = {"fixed": fixed, "moving": moving, **beside.volumes()}
         record = sidecar.record(
             job,
@@ -194,7 +195,9 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             refined,
             fill,
         )
-        record["warnings"][:0] = prepared.notes
+        record["warnings"] = [*prepared.notes, *record["warnings"], *remarks]
+        if "landmarks" in figures:
+            record["landmarks"] = {"matched_by": beside.matched_by()}
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
@@ -216,15 +219,21 @@ def _invert(job: Job, forward: FieldMap, pair: PreparedPair, moving: Volume, clo
 
 
 def _measure(
-    prepared: Prepared, network_vox: Field, warped: Any, inside: Inside, displacement: Field, moved: Moved
-) -> dict[str, Any]:
-    """While the files are written: packing a field takes one core and as long."""
-    fixed, beside = prepared.fixed, prepared.beside
+    prepared: Prepared, network_vox: Field, warped: Any, inside: Inside, forward: FieldMap, moved: Moved
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures and remarks. While the files are written: packing a field takes one core and as long."""
+    fixed, beside, pair = prepared.fixed, prepared.beside, prepared.pair
     with prepared.clock("measure"):
-        numbers = measure(prepared.pair, network_vox, fixed, prepared.moving, warped, inside, displacement)
+        numbers = measure(pair, network_vox, fixed, prepared.moving, warped, inside, forward.field)
         if beside.fixed_labels:
             numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
-    return numbers
+        landmarks, why_not = beside.landmarks()
+        if landmarks:
+            try:
+                numbers |= landmark_errors(landmarks, pair.moving_from_fixed, forward, fixed.grid)
+            except GeometryError as error:
+                why_not = f"no landmark error: {error}"
+    return numbers, [why_not] if why_not else []
 
 
 def _refine(prepared: Prepared, network_vox: Field) -> Refined | None:

@@ -19,7 +19,11 @@ from ofg_deploy.outputs import write_bytes
 from ofg_deploy.preprocess import NetworkInput
 
 SCHEMA = 2  # 2: the axes of the network's grid
-WRAPPER = "module."
+# What others save their weights under, and what they put before the names: DataParallel, torch.compile, a model as
+# the member of a class of somebody's own. Both may be stacked.
+STATES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.")
+MOST_NAMES = 8  # of what was found instead, in a message
 FROM_SHAPE = (".grid", ".relative_position_index")  # published buffers that follow from the shape
 
 # Published checkpoints record their best Dice as a numpy scalar, under the module names of numpy 1 and 2.
@@ -30,6 +34,8 @@ _NUMPY_SCALARS = [
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+    type(np.dtype(np.int32)),
 ]
 
 
@@ -42,6 +48,7 @@ class Checkpoint:
         network, expects: None for a published checkpoint, which records neither.
         training: provenance as ``ofg train`` recorded it; empty for a published checkpoint.
         resume: what only training needs (optimiser, history, epoch); empty in ``best.pt``.
+        config: how VoxelMorph's own code described its network; None for anybody else's checkpoint.
     """
 
     state: dict[str, torch.Tensor]
@@ -49,6 +56,7 @@ class Checkpoint:
     expects: NetworkInput | None = None
     training: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -70,7 +78,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one of ours, or a published ``.pth.tar`` (a dict with ``state_dict``, or the bare state dict).
+    """Read one of ours, or a published one: a state dict, bare or under ``STATES``, with or without ``PREFIXES``.
+
+    A ``config`` beside it, as VoxelMorph's own PyTorch code saves it, is kept.
 
     Raises:
         InputError: missing, not a checkpoint, or holding anything but tensors and plain values.
@@ -83,11 +93,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} is not a checkpoint of tensors and plain values, refused: {reason}") from error
-    state = record.get("state_dict", record) if isinstance(record, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state_dict of tensors")
+    state = _find_state(record)
+    if state is None:
+        raise InputError(f"{path} holds no state_dict of tensors: it has {_found(record)}")
     if "schema" not in record:
-        return Checkpoint(_unwrapped(state))
+        config = record.get("config")
+        described = isinstance(config, dict) and ("inshape" in config or "model_state" in record)
+        return Checkpoint(_unwrapped(state), config=dict(config) if described else None)
     if record["schema"] != SCHEMA:
         raise InputError(f"{path} has checkpoint schema {record['schema']}, this version reads {SCHEMA}")
     try:
@@ -97,24 +109,47 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path} has a damaged record ({error})") from error
 
 
+def _find_state(record: Any) -> dict[str, torch.Tensor] | None:
+    """Tensors by name, at any depth of wrappers."""
+    if not isinstance(record, dict) or not record:
+        return None
+    if all(isinstance(value, torch.Tensor) for value in record.values()):
+        return {str(name): value for name, value in record.items()}
+    found = (_find_state(record[name]) for name in STATES if isinstance(record.get(name), dict))
+    return next((state for state in found if state is not None), None)
+
+
+def _found(record: Any) -> str:
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}"
+    names = [repr(str(name)) for name in record]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"the keys {', '.join(names[:MOST_NAMES])}{more}" if names else "no key at all"
+
+
 def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the prefix that torch's DataParallel puts before every name."""
-    if not all(name.startswith(WRAPPER) for name in state):
-        return state
-    return {name.removeprefix(WRAPPER): value for name, value in state.items()}
+    """Without what wrappers put before every name; parts that were compiled by themselves have it in the middle."""
+    names = {name: name.replace("_orig_mod.", "") for name in state}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in names.values())), None):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    return {short: state[name] for name, short in names.items()} if len({*names.values()}) == len(state) else state
 
 
 def load_weights(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copy published-name weights into a network; buffers that follow from the shape are ignored.
 
+    Batch norms count the batches they have seen, of which inference knows nothing: where the count is missing it is 0.
+
     Raises:
-        InputError: names the first key that is missing, unexpected or of another shape.
+        InputError: names the first key that is missing, unexpected or of another shape, and what was found instead.
     """
     given = {name: value for name, value in state.items() if not name.endswith(FROM_SHAPE)}
     wanted = {name: value for name, value in network.state_dict().items() if not name.endswith(FROM_SHAPE)}
     for name in [*wanted, *given]:
+        if name not in given and name.endswith(".num_batches_tracked"):
+            continue
         if name not in given:
-            raise InputError(f"{path} has no {name!r}: it is a checkpoint of another network")
+            raise InputError(f"{path} has no {name!r}: it is a checkpoint of another network; it has {_found(given)}")
         if name not in wanted:
             raise InputError(f"{path} has {name!r}, which this network does not: it is a checkpoint of another network")
         if given[name].shape != wanted[name].shape:

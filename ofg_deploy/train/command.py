@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ofg_deploy.errors import InputError, Interrupted, UsageError, check_count
+from ofg_deploy.image_folder import look_into
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.budget import COMPACT, DEFAULT_NETWORK, Budget, Costs, describe, plan
@@ -94,7 +95,9 @@ def find(
         raise InputError(f"{out} holds a run already: add --resume to continue it or choose another folder")
     at_random = budget.most_pairs if budget else DEFAULT_PAIRS
     found, left_out = check_pairs(find_pairs(data, labels, pairs, seed, at_random), skip_bad)
-    _warn(left_out)
+    remark = look_into(data).remark() if data.is_dir() and find_dataset(data) is None else None
+    for line in (remark, left_out):
+        _warn(line)
     return found
 
 

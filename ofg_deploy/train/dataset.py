@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -27,8 +26,11 @@ from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
+from ofg_deploy.image_folder import counterpart, look_into
 from ofg_deploy.nifti import load_grid, load_image, load_labels
+from ofg_deploy.nifti_file import files_of
 from ofg_deploy.outputs import sha256_file
+from ofg_deploy.pair_list import read_rows
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, Init, NetworkInput, PreparedPair, Start, prepare_pair
 from ofg_deploy.train import starts
 from ofg_deploy.train.starts import align_with_frame, composed, images_of, start_file
@@ -404,10 +406,12 @@ def _pairs_of_dataset(dataset: Dataset, source: Path, most: int | None, seed: in
 
 
 def _pairs_of_folder(folder: Path, labels: Path | None, count: int, seed: int) -> PairList:
-    images = sorted(p for p in folder.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
+    found = look_into(folder)
+    images = list(found.images.values())
     if len(images) < 4:
+        more = f"; {remark}" if (remark := found.remark()) else ""
         raise InputError(
-            f"{folder} holds {len(images)} NIfTI images: at least 4 are needed (2 to train, 2 to validate)"
+            f"{folder} holds {len(images)} NIfTI images: at least 4 are needed (2 to train, 2 to validate){more}"
         )
     if labels is not None and not labels.is_dir():
         raise InputError(f"--labels {labels} is not a folder")
@@ -417,23 +421,16 @@ def _pairs_of_folder(folder: Path, labels: Path | None, count: int, seed: int) -
     def pairs(subjects: list[Path], most: int) -> tuple[PairFiles, ...]:
         every = [(a, b) for a in subjects for b in subjects if a != b]
         chosen = random.Random(seed).sample(every, min(most, len(every)))
-        return tuple(PairFiles(a, b, *(labels / p.name if labels else None for p in (a, b))) for a, b in chosen)
+        return tuple(PairFiles(a, b, *(counterpart(labels, p) if labels else None for p in (a, b))) for a, b in chosen)
 
     return PairList(pairs(sorted(shuffled[kept:]), count), pairs(sorted(shuffled[:kept]), MAX_VALIDATION_PAIRS))
 
 
 def _pairs_of_list(source: Path, most: int | None, seed: int) -> PairList:
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if source.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{source} is not a readable CSV or JSON list of pairs ({error})") from error
-    if (
-        not isinstance(rows, list)
-        or not rows
-        or not all(isinstance(r, dict) and r.get("fixed") and r.get("moving") for r in rows)
-    ):
-        raise InputError(f"{source} must list at least one pair, with 'fixed' and 'moving'")
+    rows = read_rows(source, (*COLUMNS, "split"), {column: "every pair has both" for column in ("fixed", "moving")})
+    for number, row in enumerate(rows, start=1):
+        if missing := {"fixed", "moving"} - row.keys():
+            raise InputError(f"{source}, row {number} has no {min(missing)} image: every pair has both")
     splits = [r.get("split") or "" for r in rows]
     if unknown := set(splits) - {"", "training", "validation"}:
         raise InputError(f"{source} has split {sorted(unknown)[0]!r}: use 'training' or 'validation'")
@@ -492,8 +489,9 @@ def _key(pair: PairFiles, expects: NetworkInput, frame: Path | None = None) -> s
 
 @cache
 def file_digest(path: Path) -> str:
-    """sha256 of a file, read once. Raises InputError if it cannot be read."""
+    """sha256 of a file, read once; of both files of an .img/.hdr pair. Raises InputError if it cannot be read."""
     try:
-        return sha256_file(path)
+        digests = [sha256_file(file) for file in files_of(path)]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -78,7 +78,7 @@ def load_network_labels(file: Path) -> list[Labels]:
 def _evaluated(pair: PairFiles, numbers: tuple[int, ...] | None) -> list[Volume]:
     both = [_only(load_labels(path), numbers) for path in (pair.fixed_labels, pair.moving_labels)]
     if not any(labels.data.any() for labels in both):
-        wanted = "above 0" if numbers is None else f"among {', '.join(map(str, numbers[:5]))}, ..."
+        wanted = "other than 0" if numbers is None else f"among {', '.join(map(str, numbers[:5]))}, ..."
         raise InputError(f"{pair.fixed_labels} and {pair.moving_labels} hold no label {wanted}: another --recipe?")
     return both
 

@@ -21,6 +21,7 @@ from ofg_deploy.outputs import check_writable, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import PairList
+from ofg_deploy.train.networks import network_class
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ def save_epoch(
         "version": __version__,
         "images": images.to_record(),
     }
+    if config.diffeomorphic:
+        training["integration"] = network_class(config.network).integration.to_record()
     checkpoint = Checkpoint(state, config.network, config.expects, training)
     scored = [r.score for r in history if r.score is not None]
     if not scored or (row.score is not None and row.score >= max(scored)):

@@ -61,7 +61,7 @@ def bending(field: torch.Tensor) -> torch.Tensor:
 
 
 def soft_dice_loss(field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """1 - mean Dice of linearly warped moving labels and fixed labels, each label above 0 one volume of 0 and 1.
+    """1 - mean Dice of linearly warped moving labels and fixed labels, each label other than 0 one volume of 0 and 1.
 
     Args:
         field: (N, 3, X, Y, Z) voxels.
@@ -70,7 +70,7 @@ def soft_dice_loss(field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tenso
     losses = []
     for one, source, target in zip(field, moving, fixed, strict=True):
         for label in torch.cat([source.unique(), target.unique()]).unique():
-            if label > 0:
+            if label != 0:
                 wanted = (target == label).to(field.dtype)
                 found = warp((source == label).to(field.dtype)[None, None], one[None])[0, 0]
                 losses.append(1 - 2 * (found * wanted).sum() / (found.sum() + wanted.sum() + 1e-5))

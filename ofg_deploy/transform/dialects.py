@@ -150,7 +150,7 @@ def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid, max_
         if relative.shape[1:] != fixed.shape:
             raise GeometryError(f"{path} has {relative.shape[1:]} voxels, the fixed image {fixed.shape}")
     else:
-        relative, grid, intent, warnings = load_vectors(path, max_voxels)
+        relative, grid, intent, warnings = load_vectors(path, max_voxels, fixed if dialect == "l2r" else None)
         if intent not in ((INTENT_FSL_WARP,) if dialect == "fsl" else (0,)):
             raise InputError(f"{path} has NIfTI intent {intent}, so it is no field in the form of {dialect}")
         if not same_grid(grid, fixed, 0.01):

@@ -1,20 +1,16 @@
-"""Tables of world points (CSV with x, y, z in mm): read, carried through a map, written with all their columns."""
+"""World points: read from a table, carried through a map, written in the same form with all that the table holds."""
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import LPS_FROM_RAS, Matrix, transform_points
-from ofg_deploy.outputs import read_csv
 from ofg_deploy.transform.maps import Inside, WorldMap
-
-PointsFrame = Literal["ras", "lps"]
+from ofg_deploy.transform.tables import PointsFrame, Table, read_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +18,26 @@ class Points:
     """Points of one image's space.
 
     Attributes:
-        world: (3, N) RAS mm.
+        world: (3, N) RAS mm; nan where the table says that a point is not defined.
         frame: the world of the table, in which it is written again.
-        header: its columns. rows: its cells.
+        table: all that the file holds.
         path: the file it came from.
     """
 
     world: Matrix
     frame: PointsFrame
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    table: Table
     path: Path
+
+    @property
+    def defined(self) -> Inside:
+        """(N,) whether a point has a position."""
+        return np.asarray(np.isfinite(self.world).all(axis=0))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of each point, "" for none."""
+        return self.table.labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,60 +50,48 @@ class CarriedPoints:
 
     def warnings(self) -> list[str]:
         """How many of them the map does not know, in one line."""
-        if self.inside.all():
+        defined = self.source.defined
+        if self.inside[defined].all():
             return []
         ask = "" if self.inside.any() else "; are they world mm, and is --points-frame right?"
         return [
-            f"{self.source.path.name}: {int((~self.inside).sum())} of {self.inside.size} points lie where the "
-            f"transform is unknown, outside its field of view: nan, and inside=0 in the table{ask}"
+            f"{self.source.path.name}: {int((~self.inside[defined]).sum())} of {int(defined.sum())} points lie where "
+            f"the transform is unknown, outside its field of view: nan, and inside=0 in the table{ask}"
         ]
 
 
-def load_points(path: Path, frame: PointsFrame) -> Points:
-    """Read a CSV whose header names x, y, z; other columns are kept as they are.
+def load_points(path: Path, frame: PointsFrame | None) -> Points:
+    """Read a file of points: CSV with x, y, z in mm, or one of 3D Slicer's (``.fcsv``, ``.mrk.json``, its CSV).
+
+    Args:
+        frame: what x, y, z of a CSV are, RAS if None. Slicer's files say it themselves.
 
     Raises:
-        InputError: as ``outputs.read_csv``; no such columns, no row, or something that is not a finite number.
+        InputError: as ``tables.read_table``; no point, or something that is not a finite number.
+        UsageError: a frame that contradicts the file's own.
     """
-    header, rows = read_csv(path)
-    columns = [name.strip().lower() for name in header]
-    if not {"x", "y", "z"} <= set(columns):
-        raise InputError(f"{path} has the columns {columns}: a header with x, y, z (world mm) is needed")
-    try:
-        numbers = [[_number(row[columns.index(axis)]) for axis in "xyz"] for row in rows]
-    except ValueError as error:
-        raise InputError(f"{path}: x, y and z must be numbers in every row ({error})") from error
-    points = np.array(numbers, dtype=np.float64).reshape(-1, 3).T
-    if not points.size or not np.isfinite(points).all():
+    table = read_table(path)
+    if frame is not None and table.frame is not None and frame != table.frame:
+        raise UsageError(f"{path} is in {table.frame.upper()} by its own word: leave out --points-frame {frame}")
+    points = table.positions.T
+    if not np.isfinite(points).all(axis=0).any():
         raise InputError(f"{path} has no landmarks, or some that are not finite")
+    frame = table.frame or frame or "ras"
     world = transform_points(LPS_FROM_RAS, points) if frame == "lps" else points
-    return Points(world, frame, tuple(header), tuple(map(tuple, rows)), path)
-
-
-def _number(text: str) -> float:
-    if "_" in text:  # Python takes 1_5 for 15
-        raise ValueError(f"could not convert string to float: {text!r}")
-    return float(text)
+    return Points(world, frame, table, path)
 
 
 def carry(points: Points, world_map: WorldMap) -> CarriedPoints:
     """Through a map that starts in their image: forward for fixed points, the inverse for moving ones."""
-    displacement, inside = world_map.displacement_mm(points.world)
-    return CarriedPoints(points, points.world + displacement, inside)
+    defined = points.defined
+    world, inside = points.world.copy(), np.zeros(defined.shape, dtype=bool)
+    displacement, inside[defined] = world_map.displacement_mm(points.world[:, defined])
+    world[:, defined] += displacement
+    return CarriedPoints(points, world, inside)
 
 
 def save_points(path: Path, carried: CarriedPoints) -> None:
-    """The same table with other x, y, z, in its own frame, and ``inside`` (1 or 0) in place of one it may have.
-
-    Raises OSError.
-    """
+    """The same file with other positions, in its own form and frame. Raises OSError."""
     source = carried.source
     world = transform_points(LPS_FROM_RAS, carried.world) if source.frame == "lps" else carried.world
-    names = [name.strip().lower() for name in source.header]
-    kept = [column for column, name in enumerate(names) if name != "inside"]
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*(source.header[column] for column in kept), "inside"])
-        for row, point, inside in zip(source.rows, world.T, carried.inside, strict=True):
-            moved = {axis: f"{value:.6f}" if inside else "nan" for axis, value in zip("xyz", point, strict=True)}
-            writer.writerow([*(moved.get(names[column], row[column]) for column in kept), int(inside)])
+    source.table.save(path, world.T, carried.inside)

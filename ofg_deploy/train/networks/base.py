@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import OWN, Integration
 from ofg_deploy.preprocess import check_voxels
 from ofg_deploy.train.networks.velocity import Sampler, VelocityIntegration
 
@@ -60,9 +61,10 @@ class RegistrationNetwork(nn.Module):
 
     Args:
         grid: (X, Y, Z) of the images.
-        diffeomorphic: take the prediction as a velocity and integrate it.
+        diffeomorphic: take the prediction as a velocity and integrate it, as the architecture does or as given.
 
     Attributes:
+        integration: how this architecture integrates a velocity.
         divisor: what it computes on has axes that are multiples of this; planned grids are rounded up to it.
         minimum: fewest voxels along an axis.
         operators: operators of the exported graph of the plain form on a grid that needs no padding.
@@ -82,15 +84,17 @@ class RegistrationNetwork(nn.Module):
     size_operators: ClassVar[frozenset[str]] = frozenset()
     fully_convolutional: ClassVar[bool] = False
     weights_know_grid: ClassVar[bool] = False
+    integration: ClassVar[Integration] = OWN
     any_size: bool = False
     sampler: Sampler | None
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__()
         self.check_grid(grid)
         self.grid = grid
         self.padded = self.padded_grid(grid)
-        self.integrate = VelocityIntegration(grid) if diffeomorphic else None
+        how = self.integration if diffeomorphic is True else diffeomorphic
+        self.integrate = VelocityIntegration(grid, how) if how else None
         self.sampler = None  # a class attribute would hide the module set later
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 from ofg_deploy.train.networks.voxelmorph import ConvBlock
@@ -19,9 +20,9 @@ class VoxelMorphHalf(RegistrationNetwork):
     """Strided levels down, nearest-neighbour levels up to half resolution with skips; the flow is linear in between.
 
     That registration fields need no more is Dalca et al.'s finding (Medical Image Analysis 2019), who predict at half
-    resolution (and integrate there; in diffeomorphic form this one integrates at full resolution, as all of ours). What
-    is saved at full resolution, seven eighths of VoxelMorph's arithmetic, buys width where it is cheap. Fully
-    convolutional: any grid; it computes on multiples of 16.
+    resolution and integrate there, as this one does in diffeomorphic form. What is saved at full resolution, seven
+    eighths of VoxelMorph's arithmetic, buys width where it is cheap. Fully convolutional: any grid; it computes on
+    multiples of 16.
 
     Attributes:
         encoder: channels of the levels down; those up have the same ones. The divisor is 2 to their number.
@@ -32,7 +33,7 @@ class VoxelMorphHalf(RegistrationNetwork):
     operators = frozenset({"Conv", "LeakyRelu", "Resize", "Concat"})
     encoder: ClassVar[tuple[int, ...]] = (16, 32, 64, 64)
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__(grid, diffeomorphic)
         self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise((2, *self.encoder)))
         up = self.encoder[::-1]

@@ -1,15 +1,17 @@
-"""LKU-Net (Jia et al., MLMI 2022) with 8 start channels, under the published names."""
+"""LKU-Net (Jia et al., MLMI 2022) under the published names, in any of its widths."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
-
-START = 8
 
 
 class Conv(nn.Sequential, HeavyBlock):
@@ -42,16 +44,24 @@ class LargeKernel(HeavyBlock):
 
 
 class LKUNet(RegistrationNetwork):
-    """A U-Net of four levels with large kernels in the encoder."""
+    """A U-Net of four levels with large kernels in the encoder.
 
+    Its diffeomorphic form integrates at full resolution, in seven steps, edge values held beyond the grid.
+
+    Attributes:
+        start: channels at full resolution, 8 in the paper's default; all others are multiples of it.
+    """
+
+    start: ClassVar[int] = 8
+    integration = Integration(downsize=1)
     divisor = 16
     fully_convolutional = True
     size_operators = frozenset({"Shape", "Cast", "Sub", "Reshape"})
     operators = frozenset({"Conv", "ConvTranspose", "PRelu", "Add", "Concat", "Mul", "Abs", "Div"})
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__(grid, diffeomorphic)
-        c = START
+        c = self.start
         self.eninput, self.ec1 = Conv(2, c), Conv(c, c)
         self.ec2, self.ec3 = Conv(c, 2 * c, stride=2), LargeKernel(2 * c)
         self.ec4, self.ec5 = Conv(2 * c, 4 * c, stride=2), LargeKernel(4 * c)
@@ -77,6 +87,12 @@ class LKUNet(RegistrationNetwork):
         x = self.dc6(self.dc5(torch.cat([self.up3(x), e1], dim=1)))
         x = self.dc8(self.dc7(torch.cat([self.up4(x), e0], dim=1)))
         return self.dc9(x) * (_half_extent(_sizes(images)) if self.any_size else self.half_extent_vox)
+
+
+@cache
+def of_width(start: int) -> type[LKUNet]:
+    """LKU-Net with another number of start channels (4, 8, 16 and 32 are published)."""
+    return LKUNet if start == LKUNet.start else type(f"LKUNet{start}", (LKUNet,), {"start": start})
 
 
 def _half_extent(sizes: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 from ofg_deploy.train.networks.swin import SwinTransformer, WindowAttention
@@ -52,7 +53,9 @@ class HeavyConv(Conv, HeavyBlock):
 class TransMorph(RegistrationNetwork):
     """A Swin transformer as encoder, convolutions as decoder.
 
-    Any grid; it computes on multiples of 32. The weights depend on the window but not on the grid.
+    Any grid; it computes on multiples of 32. The weights depend on the window but not on the grid. The diffeomorphic
+    form is this project's own, integrated at half resolution; the paper's TransMorph-diff is another network, whose
+    weights have other names.
 
     Attributes:
         channels: of the first stage (C in the paper).
@@ -70,7 +73,7 @@ class TransMorph(RegistrationNetwork):
     heads: ClassVar[tuple[int, ...]] = (4, 4, 8, 8)
     window: ClassVar[Shape] = (5, 6, 7)
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__(grid, diffeomorphic)
         c = self.channels
         self.transformer = SwinTransformer(self.padded, c, self.depths, self.heads, self.window)

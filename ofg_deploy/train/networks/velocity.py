@@ -10,40 +10,52 @@ from torch import nn
 from torch.nn import functional
 
 from ofg_deploy.geometry import Shape
-
-SQUARINGS = 7
+from ofg_deploy.kernels.integration import OWN, Integration
 
 
 class VelocityIntegration(nn.Module):
     """Velocity (N, 3, X, Y, Z) in voxels per unit time -> displacement (N, 3, X, Y, Z) in voxels at time 1.
 
-    As in VoxelMorph, the integration runs at half resolution: the velocity is resized linearly with the corner voxels
-    kept in place (``align_corners``), 1/128 of it is composed with itself seven times, and the displacement is resized
-    back. Two things differ. Values are rescaled by the true ratio (n - 1) / (m - 1) of the two voxel sizes of an axis,
-    where VoxelMorph takes 2, so that the result is the flow of the velocity given. And beyond the grid the velocity
-    keeps its edge value, as fields do everywhere here, where VoxelMorph's drops to zero and tears the field.
+    The velocity is resized linearly to the coarse grid with the corner voxels kept in place (``align_corners``), a
+    small part of it is composed with itself, and the displacement is resized back: see ``Integration``. This project's
+    own form differs from VoxelMorph's in two things. Values are rescaled by the true ratio (n - 1) / (m - 1) of the two
+    voxel sizes of an axis, where VoxelMorph takes 2, so that the result is the flow of the velocity given. And beyond
+    the grid the velocity keeps its edge value, as fields do everywhere here, where VoxelMorph's drops to zero and tears
+    the field. VoxelMorph's own checkpoints are integrated as VoxelMorph does.
 
     The flow of the negated velocity is the inverse.
+
+    Args:
+        grid: (X, Y, Z) of the displacement.
+        how: steps, grid and border.
     """
 
-    operators = frozenset({"Resize", "Shape", "Concat", "Slice", "Mul", "Transpose", "Add", "GridSample"})
-
-    def __init__(self, grid: Shape) -> None:
+    def __init__(self, grid: Shape, how: Integration = OWN) -> None:
         super().__init__()
-        self.grid = grid
-        self.half = tuple(n // 2 for n in grid)
-        half_extent_vox = torch.tensor([(n - 1) / 2 for n in grid]).view(1, 3, 1, 1, 1)
+        self.grid, self.how = grid, how
+        self.inner = how.coarse_grid(grid)
+        half_extent_vox = torch.tensor([n / 2 for n in how.extents(grid)]).view(1, 3, 1, 1, 1)
         # -1..1 at any resolution: between the two resizes a displacement needs no rescaling.
-        self.register_buffer("lattice", unit_lattice(self.half), persistent=False)
+        self.register_buffer("lattice", unit_lattice(self.inner), persistent=False)
         self.register_buffer("half_extent_vox", half_extent_vox, persistent=False)
-        self.register_buffer("first_step", 1 / (half_extent_vox * 2**SQUARINGS), persistent=False)
+        unit = how.downsize if how.coarse else 1
+        self.register_buffer("first_step", unit / (half_extent_vox * 2**how.steps), persistent=False)
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """What of the exported graph it takes."""
+        resized = {"Resize", "Shape", "Concat"} if self.how.downsize > 1 else set()
+        return frozenset({"Slice", "Mul", "Transpose", "Add", "GridSample"} | resized)
 
     def forward(self, velocity: torch.Tensor) -> torch.Tensor:
-        step = (_resize(velocity, self.half) * self.first_step).flip(1)
-        for _ in range(SQUARINGS):
+        resizes = self.how.downsize > 1
+        coarse = _resize(velocity, self.inner) if resizes and not self.how.coarse else velocity
+        step = (coarse * self.first_step).flip(1)
+        for _ in range(self.how.steps):
             where = self.lattice + step.movedim(1, -1)
-            step = step + functional.grid_sample(step, where, padding_mode="border", align_corners=True)
-        return _resize(step.flip(1), self.grid) * self.half_extent_vox
+            step = step + functional.grid_sample(step, where, padding_mode=self.how.beyond, align_corners=True)
+        step = step.flip(1)
+        return (_resize(step, self.grid) if resizes else step) * self.half_extent_vox
 
 
 class Sampler(nn.Module):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 from ofg_deploy.train.networks.up import Up
@@ -195,7 +196,7 @@ class ViTVNet(RegistrationNetwork):
         | {"Add", "Mul", "Resize", "Concat"}
     )
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__(grid, diffeomorphic)
         self.tokens = tuple(n // self.divisor for n in self.padded)
         self.transformer = Transformer(prod(self.tokens))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from ofg_deploy.geometry import Shape
+from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.train.networks.base import HeavyBlock, RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 
@@ -28,16 +29,16 @@ class ConvBlock(HeavyBlock):
 
 
 class Unet(nn.Module):
-    """Four strided levels down, four nearest-neighbour levels up with skips, then the head at full resolution."""
+    """Strided levels down, as many nearest-neighbour levels up with skips, then the head at full resolution."""
 
-    def __init__(self, encoder: tuple[int, ...], head: tuple[int, ...]) -> None:
+    def __init__(self, encoder: tuple[int, ...], head: tuple[int, ...], decoder: tuple[int, ...] = DECODER) -> None:
         super().__init__()
         down = (2, *encoder)
         self.downarm = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(down))
         skips = (0, *reversed(encoder[:-1]))
-        below = (encoder[-1], *DECODER[:-1])
-        self.uparm = nn.ModuleList(ConvBlock(b + s, d) for b, s, d in zip(below, skips, DECODER, strict=True))
-        self.extras = nn.ModuleList(ConvBlock(a, b) for a, b in pairwise((DECODER[-1] + 2, *head)))
+        below = (encoder[-1], *decoder[:-1])
+        self.uparm = nn.ModuleList(ConvBlock(b + s, d) for b, s, d in zip(below, skips, decoder, strict=True))
+        self.extras = nn.ModuleList(ConvBlock(a, b) for a, b in pairwise((decoder[-1] + 2, *head)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         levels = [x]
@@ -65,7 +66,7 @@ class VoxelMorph(RegistrationNetwork):
     encoder: ClassVar[tuple[int, ...]] = (8, 32, 32, 32)
     head: ClassVar[tuple[int, ...]] = (32, 8, 8)
 
-    def __init__(self, grid: Shape, diffeomorphic: bool = False) -> None:
+    def __init__(self, grid: Shape, diffeomorphic: bool | Integration = False) -> None:
         super().__init__(grid, diffeomorphic)
         self.unet_model = Unet(self.encoder, self.head)
         self.flow = Conv3d(self.head[-1], 3, 3, padding=1)
