@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import FormatOption, MaxVoxels, Overwrite, PointsFrameOption, app
+from ofg_deploy.cli.app import MaxVoxels, Overwrite, PointsFrameOption, app
 
+ReadOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph", "greedy"]
 InterpolationOption = Literal["linear", "nearest", "genericlabel", "bspline"]
 
 
@@ -40,7 +41,10 @@ def apply(
         ),
     ] = None,
     points_frame: PointsFrameOption = "ras",
-    field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
+    field_format: Annotated[
+        ReadOption,
+        typer.Option("--format", help="Form of the transforms; greedy: 4x4 text of Greedy, c3d or NiftyReg (RAS mm)."),
+    ] = "itk",
     fill: Annotated[float, typer.Option(help="Value outside the image, and where the transform is unknown.")] = 0.0,
     max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,

@@ -18,7 +18,7 @@ from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, s
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
-from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain
 from ofg_deploy.transform.points import PointsFrame, carry, load_points, save_points
@@ -73,7 +73,7 @@ class Application:
     moving_points: Path | None = None
     points_frame: PointsFrame = "ras"
     interpolation: Interpolation = "linear"
-    dialect: Dialect = "itk"
+    dialect: Form = "itk"
     fill: float = 0.0
     max_voxels: int = MAX_VOXELS
     overwrite: bool = False
@@ -150,11 +150,11 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     image = load(source, job.max_voxels)
     reference, space_code, warnings = load_space(target, job.max_voxels)
     chain = _load_chain(job, reference, image.grid)
-    data, inside = through(chain, image, reference, job.interpolation, job.fill)
+    data, inside, outside = through(chain, image, reference, job.interpolation, job.fill)
     unknown = 100.0 * float((~inside).mean())
     if unknown == 100:
         raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
-    warnings = (*image.warnings, *warnings, *chain.warnings)
+    warnings = (*image.warnings, *warnings, *chain.warnings, *outside)
     if unknown:
         warnings += (f"the transform is unknown at {unknown:.3g} % of the reference's voxels: --fill there",)
     about = {
@@ -196,7 +196,7 @@ def _load_chain(job: Application, reference: Grid | None = None, image: Grid | N
     return Chain(tuple(maps))
 
 
-def _check_sidecar(path: Path, dialect: Dialect) -> None:
+def _check_sidecar(path: Path, dialect: Form) -> None:
     """What ``ofg register`` said of a file when it wrote it must not be another form than the one it is read as."""
     names = {path.name.removesuffix(ending) for ending in ENDINGS.values() if path.name.endswith(ending)}
     for name in (*names, stem(path)):

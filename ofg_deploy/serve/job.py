@@ -17,8 +17,7 @@ from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
 from ofg_deploy.serve.refinement import Refinement
-from ofg_deploy.transform.dialects import Dialect
-from ofg_deploy.transform.itk import AFFINE_ENDINGS
+from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
 from ofg_deploy.transform.points import PointsFrame
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
 
@@ -168,10 +167,9 @@ def parse_init(text: str | None) -> Init | Path | None:
     """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of an ITK affine."""
     if text is None or text in get_args(Init):
         return text  # type: ignore[return-value]
-    if not text.lower().endswith(AFFINE_ENDINGS):
-        raise UsageError(
-            f"--init {text}: use one of {', '.join(get_args(Init))}, or an ITK affine ({', '.join(AFFINE_ENDINGS)})"
-        )
+    if not text.lower().endswith(LINEAR_ENDINGS):
+        kinds = ", ".join(get_args(Init))
+        raise UsageError(f"--init {text}: use one of {kinds}, or a linear transform ({', '.join(LINEAR_ENDINGS)})")
     return Path(text)
 
 
