@@ -123,7 +123,7 @@ def test_mutated_linear_transforms(tmp_path, grid, sitk_affine, some_affine, end
         path.write_bytes(damaged(rng, content))
         with no_hang():
             outcomes[outcome(path, "itk", grid)] += 1
-    assert outcomes["read"] > 10
+    assert outcomes["read"] > 3  # a byte in a digit or a comment
     assert outcomes["refused"] > 80
     assert capfd.readouterr() == ("", "")  # ITK's readers print what they think of a file
 
@@ -136,18 +136,22 @@ def test_a_matlab_file_that_promises_gigabytes(tmp_path, sitk_affine, some_affin
         lying = content.copy()
         struct.pack_into("<i", lying, offset, value)
         path.write_bytes(lying)
-        with pytest.raises(InputError, match="no linear one in the form of Matlab 4"):
+        with pytest.raises(InputError, match="not one in the form of Matlab 4"):
             load_map(path)
     path.write_bytes(content + bytes(2**20))
+    with pytest.raises(InputError, match="not one in the form of Matlab 4"):
+        load_map(path)
+    path.write_bytes(content)
+    os.truncate(path, 2**26 + 1)
     with pytest.raises(InputError, match="is larger than"):
         load_map(path)
 
 
 def test_other_tools_affines_are_refused(tmp_path):
-    """FLIRT's .mat is text and maps the other way between other coordinates; four rows of numbers are no ITK file."""
+    """FLIRT's .mat is text and maps the other way between other coordinates; Greedy's looks alike."""
     for name in ("flirt.mat", "matrix.txt"):
         np.savetxt(tmp_path / name, np.eye(4))
-        with pytest.raises(InputError, match="cannot be read as an ITK transform"):
+        with pytest.raises(InputError, match="4x4 matrix as text.*--format fsl.*--format greedy"):
             load_map(tmp_path / name)
 
 

@@ -15,6 +15,7 @@ from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
 from ofg_deploy.nifti_file import open_nifti
+from ofg_deploy.transform.positions import transform_named
 
 ENDINGS = (".nii", ".hdr", ".img", ".gz")  # of what is read; the other formats that nibabel knows have other ones
 
@@ -46,6 +47,8 @@ def examine(path: Path, max_voxels: int) -> Examined:
         nifti = open_nifti(path, max_voxels)
     except InputError as error:
         return Examined(path, (_unusable(path, error),))
+    if kind := transform_named(nifti):
+        return Examined(path, (Finding("error", "file", f"{kind}, not an image", f"ofg apply -t {path} applies it"),))
     try:
         found = header.look(nifti)
     except InputError as error:  # a geometry in mm that no grid can have

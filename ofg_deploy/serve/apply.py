@@ -18,7 +18,7 @@ from ofg_deploy.nifti import load_image, load_labels, load_space, save_volume, s
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
-from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, load_map
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain
 from ofg_deploy.transform.points import PointsFrame, carry, load_points, save_points
@@ -149,6 +149,8 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     load = load_labels if job.interpolation in OF_LABELS else load_image
     image = load(source, job.max_voxels)
     reference, space_code, warnings = load_space(target, job.max_voxels)
+    if job.dialect == "fsl":
+        check_images("fsl", target, reference, source, image.grid, job.max_voxels)
     chain = _load_chain(job, reference, image.grid)
     data, inside, outside = through(chain, image, reference, job.interpolation, job.fill)
     unknown = 100.0 * float((~inside).mean())

@@ -210,7 +210,8 @@ def _read(path: Path) -> sitk.Transform:
 
     try:
         transform = sitk.ReadTransform(str(path))
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its complaint quotes bytes that are no text
+    # The second where its complaint quotes bytes that are not text, the others for classes that SimpleITK lacks.
+    except (RuntimeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as an ITK transform") from error
     if transform.GetDimension() != 3:
         raise InputError(f"{path} is not a 3-D transform, nor a composite of such: it is for other dimensions")

@@ -41,7 +41,6 @@ COUNTS: dict[str, tuple[int, tuple[int, ...]]] = {
     "Similarity3DTransform": (7, (3,)),
     "ScaleVersor3DTransform": (9, (3,)),
     "ScaleSkewVersor3DTransform": (15, (3,)),
-    "ComposeScaleSkewVersor3DTransform": (12, (3,)),
 }
 ON_LATTICES = ("BSplineTransform", "BSplineDeformableTransform", "DisplacementFieldTransform")
 LATTICE_NUMBERS = 18  # size, origin, spacing, direction

@@ -17,7 +17,7 @@ from ofg_deploy.nifti import FARTHEST_MM
 Inside = npt.NDArray[np.bool_]
 # What ITK writes into every component where a displacement is unknown: the largest number of its type.
 MARKS = (float(np.finfo(np.float32).max), float(np.finfo(np.float64).max))
-ROUNDING_WEIGHT = 1e-6  # of a voxel in an interpolation between others that the point lies on, but for rounding
+ROUNDING_WEIGHT = 1e-11  # of a voxel in an interpolation at another one, where only rounding gives it any
 
 
 class WorldMap(Protocol):

@@ -11,6 +11,7 @@ NiftyReg      ``NREG_TRANS``         by the first intent parameter: 0 positions,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, turned
 from ofg_deploy.geometry import LPS_FROM_RAS, Matrix, thinned, transform_points
-from ofg_deploy.nifti import load_space, open_transform
+from ofg_deploy.nifti import FSL_INTENTS, INTENT_VECTOR, load_space, open_transform
 from ofg_deploy.nifti_file import NiftiFile
 from ofg_deploy.transform.maps import FieldMap, field_map, marked
 
@@ -44,17 +45,22 @@ def load_displacements(path: Path, max_voxels: int) -> FieldMap:
             finite (NaN in positions: unknown there). GeometryError: no grid.
     """
     nifti = open_transform(path, max_voxels)
-    name = bytes(nifti.header["intent_name"]).split(b"\0")[0].decode("latin1").strip()
-    kind = _kind(nifti, name)
+    kind = _kind(nifti, _name(nifti))
     grid, _, warnings = load_space(path, 3 * max_voxels)
     vectors, unknown = _read(nifti, nan=kind == "positions")
-    if kind == "itk":
-        field = vectors * np.diag(LPS_FROM_RAS)[:3, None, None, None].astype(np.float32)
-        found = field_map(field + np.float32(0), grid, path, warnings, unknown)  # never -0
-        return found if not _suspected(found) else field_map(field, grid, path, (*warnings, _suspicion(path)), unknown)
     if kind == "positions":
         vectors = from_positions(vectors, grid.world_from_vox)
-    return field_map(vectors, grid, path, warnings, unknown)
+    elif kind == "itk":
+        signs = np.diag(LPS_FROM_RAS)[:3, None, None, None].astype(np.float32)
+        vectors = vectors * signs + np.float32(0)  # never -0
+    found = field_map(vectors, grid, path, warnings, unknown)
+    if kind == "itk" and _suspected(found):
+        return replace(found, warnings=(*found.warnings, _suspicion(path)))
+    return found
+
+
+def _name(nifti: NiftiFile) -> str:
+    return bytes(nifti.header["intent_name"]).split(b"\0")[0].decode("latin1").strip()
 
 
 def _kind(nifti: NiftiFile, name: str) -> str:
@@ -70,6 +76,18 @@ def _kind(nifti: NiftiFile, name: str) -> str:
             "reg_transform -ref REFERENCE -disp FILE OUT.nii.gz makes the displacement field that is read here"
         )
     return "positions" if NIFTYREG_FIELDS[int(code)] == "positions" else "ras"
+
+
+def transform_named(nifti: NiftiFile) -> str | None:
+    """What kind of transform an open file is, for those who expected an image; None if it may be one."""
+    intent = int(nifti.header["intent_code"])
+    if intent in FSL_INTENTS:
+        return "a warp of FSL" if intent == FSL_INTENTS[0] else "coefficients of FNIRT"
+    if nifti.shape[3:] != (1, 3) or intent != INTENT_VECTOR:
+        return None
+    name = _name(nifti)
+    writer = "SPM" if name == SPM else "NiftyReg" if name.startswith(NIFTYREG) else "ITK"
+    return f"a transform of {writer}"
 
 
 @np.errstate(all="ignore")  # what is not finite is refused by ``field_map``
@@ -90,11 +108,13 @@ def from_positions(positions: Field, coordinates_from_vox: Matrix) -> Field:
     return turned(positions, -coordinates_from_vox, np.eye(3))
 
 
+@np.errstate(all="ignore")
 def spread(field: Field) -> float:
     """Sum of the standard deviations of the components."""
     return float(sum(np.std(component, dtype=np.float64) for component in field))
 
 
+@np.errstate(all="ignore")
 def _suspected(found: FieldMap) -> bool:
     """Whether displacements look like positions, in either frame."""
     picked, index = thinned(found.domain.shape)
