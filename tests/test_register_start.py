@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from ofg_deploy.affine import align
 from ofg_deploy.nifti import Volume
-from ofg_deploy.transform.itk import load_affine, save_affine
+from ofg_deploy.transform.dialects import load_linear
+from ofg_deploy.transform.itk import save_affine
 
 
 def rigid(degrees, translation) -> np.ndarray:
@@ -128,7 +129,7 @@ def test_the_total_transform_holds_the_start(tmp_path, files, tiny_model, run_cl
         assert np.abs(start - np.eye(4)).max() > 0.01
     assert record["init"] == str(given)
     if init != "none":
-        np.testing.assert_allclose(load_affine(out / "mov_to_fix_0GenericAffine.mat"), start, atol=1e-9)
+        np.testing.assert_allclose(load_linear(out / "mov_to_fix_0GenericAffine.mat"), start, atol=1e-9)
     lps = np.diag([-1.0, -1, 1, 1])
     transform = sitk.AffineTransform(3)
     transform.SetMatrix((lps @ start @ lps)[:3, :3].ravel().tolist())
