@@ -158,7 +158,11 @@ def test_images_without_common_space_start_by_their_centres_only(tmp_path, files
 @pytest.mark.parametrize(
     ("extra", "code", "said"),
     [
-        (["--init", "elastic"], 2, "--init elastic: use one of none, header, centre, rigid, affine, or an ITK affine"),
+        (
+            ["--init", "elastic"],
+            2,
+            "--init elastic: use one of none, header, centre, rigid, affine, or a linear",
+        ),
         (["--init", "nowhere.mat"], 3, "nowhere.mat does not exist"),
         (["--init", "none", "--fixed-mask", "MASK"], 2, "--init none looks at no voxel"),
         (["--fixed-mask", "MASK"], 2, "--init none looks at no voxel"),  # as the model was trained

@@ -12,11 +12,11 @@ import numpy as np
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
-from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, transform_points
-from ofg_deploy.nifti import INTENT_FSL_WARP, load_vectors
+from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, thinned, transform_points
+from ofg_deploy.nifti import FARTHEST_MM, INTENT_FSL_WARP, load_vectors
 from ofg_deploy.nifti_file import NiftiFile, open_nifti
 from ofg_deploy.transform.maps import FieldMap, field_map
-from ofg_deploy.transform.positions import from_positions, spread
+from ofg_deploy.transform.positions import from_positions
 from ofg_deploy.transform.relative import from_relative, fsl_from_world
 
 CUBIC = 2007
@@ -41,11 +41,29 @@ def load_fsl_warp(path: Path, fixed: Grid, moving: Grid, max_voxels: int) -> Fie
             raise InputError(f"{path} has NIfTI intent {intent}, so it is no field in the form of fsl")
         if not same_grid(grid, fixed, 0.01):
             raise GeometryError(f"{path} lies on another grid than the fixed image: it belongs to another pair")
-        without = from_positions(relative, fsl_from_world(fixed) @ fixed.world_from_vox)
-        if spread(without) < spread(relative):  # how applywarp decides
-            relative = without
-            warnings = (*warnings, f"{path.name} holds absolute coordinates: read as such, as applywarp does")
+        if holds_coordinates(relative, fixed):
+            relative = from_positions(relative, fsl_from_world(fixed) @ fixed.world_from_vox)
+            warnings = (*warnings, f"{path.name} holds absolute coordinates, not displacements: read as such")
     return field_map(from_relative(relative, fixed, moving, fsl_from_world), fixed, path, warnings)
+
+
+def holds_coordinates(field: Field, fixed: Grid) -> bool:
+    """Whether (3, X, Y, Z) are FSL's coordinates in the moving image, not displacements: the header says neither.
+
+    Of both readings the one is taken whose linear part is nearer to a rotation. applywarp asks which of them is spread
+    less: the same between images that are stored alike, but wrong where axes are swapped, which turns by 90 degrees.
+    """
+    picked, index = thinned(fixed.shape)
+    points = transform_points(fsl_from_world(fixed) @ fixed.world_from_vox, index).reshape(3, -1)
+    values = field[(slice(None), *picked)].reshape(3, -1).astype(np.float64)
+    if not (np.abs(values) <= FARTHEST_MM).all():  # refused by who called
+        return False
+    fit, *_ = np.linalg.lstsq(np.vstack([points, np.ones(points.shape[1])]).T, values.T, rcond=None)
+    absolute, relative = (
+        np.square(np.log(np.maximum(np.linalg.svd(linear, compute_uv=False), 1e-6))).sum()
+        for linear in (fit[:3].T, fit[:3].T + np.eye(3))
+    )
+    return bool(absolute < relative)
 
 
 def _command() -> str:

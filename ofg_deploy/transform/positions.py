@@ -100,18 +100,15 @@ def _read(nifti: NiftiFile, nan: bool) -> tuple[Field, npt.NDArray[np.bool_]]:
         unknown |= marked(component)
         if nan:
             unknown |= np.isnan(component)
-    return stored.astype(np.float32, copy=False), unknown
+    field = stored.astype(np.float32, copy=False)
+    if unknown.any():
+        field[:, unknown] = 0
+    return field, unknown
 
 
 def from_positions(positions: Field, coordinates_from_vox: Matrix) -> Field:
     """What is left of (3, X, Y, Z) positions without the coordinates of the voxels, worked out in float64."""
     return turned(positions, -coordinates_from_vox, np.eye(3))
-
-
-@np.errstate(all="ignore")
-def spread(field: Field) -> float:
-    """Sum of the standard deviations of the components."""
-    return float(sum(np.std(component, dtype=np.float64) for component in field))
 
 
 @np.errstate(all="ignore")
