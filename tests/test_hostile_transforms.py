@@ -128,6 +128,29 @@ def test_mutated_linear_transforms(tmp_path, grid, sitk_affine, some_affine, end
     assert capfd.readouterr() == ("", "")  # ITK's readers print what they think of a file
 
 
+def test_mutated_text_of_other_tools(tmp_path, grid, some_affine):
+    """elastix, FreeSurfer, FLIRT; a B-spline of ITK."""
+    numbers = " ".join(map(str, np.random.default_rng(0).normal(0, 1, 192)))
+    rows = "\n".join(" ".join(map(str, row)) for row in some_affine)
+    volume = "valid = 1\nvolume = 5 7 4\nvoxelsize = 3 3 4\nxras = 1 0 0\nyras = 0 1 0\nzras = 0 0 1\ncras = 0 0 0\n"
+    seeds = {
+        "e.txt": f'(Transform "BSplineTransform")\n(TransformParameters {numbers})\n(GridSize 4 4 4)\n'
+        "(GridOrigin -15 -15 -15)\n(GridSpacing 10 10 10)\n(GridDirection 1 0 0 0 1 0 0 0 1)\n",
+        "l.lta": f"type = 0\nnxforms = 1\n1 4 4\n{rows}\nsrc volume info\n{volume}dst volume info\n{volume}",
+        "m.mat": rows,
+        "b.tfm": f"#Insight Transform File V1.0\nTransform: BSplineTransform_double_3_3\nParameters: {numbers}\n"
+        "FixedParameters: 4 4 4 -15 -15 -15 10 10 10 1 0 0 0 1 0 0 0 1\n",
+    }
+    rng, outcomes = np.random.default_rng(4), Counter[str]()
+    for number in range(200):
+        name = list(seeds)[number % len(seeds)]
+        (tmp_path / name).write_bytes(damaged(rng, seeds[name].encode()))
+        with no_hang():
+            outcomes[outcome(tmp_path / name, "fsl" if name == "m.mat" else "itk", grid)] += 1
+    assert outcomes["read"] > 10
+    assert outcomes["refused"] > 60
+
+
 def test_a_matlab_file_that_promises_gigabytes(tmp_path, sitk_affine, some_affine):
     path = tmp_path / "0GenericAffine.mat"
     sitk.WriteTransform(sitk_affine(some_affine), str(path))

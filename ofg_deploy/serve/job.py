@@ -32,7 +32,7 @@ class Job:
     Attributes:
         fixed, moving: NIfTI images.
         out: folder of the outputs, made if needed.
-        init: alignment to start from, or the path of an ITK affine; None means the one the network was trained with.
+        init: alignment to start from, or the path of a linear transform; None means as the network was trained.
         moving_labels: label maps on the moving image, warped too.
         fixed_labels: label map on the fixed image; only compared (Dice, HD95) with the first of ``moving_labels``.
         fill: value of the warped image where the map leaves the moving field of view.
@@ -164,7 +164,7 @@ def numbered(role: str, number: int) -> str:
 
 
 def parse_init(text: str | None) -> Init | Path | None:
-    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of an ITK affine."""
+    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of a linear transform."""
     if text is None or text in get_args(Init):
         return text  # type: ignore[return-value]
     if not text.lower().endswith(LINEAR_ENDINGS):

@@ -47,6 +47,7 @@ def load_fsl_warp(path: Path, fixed: Grid, moving: Grid, max_voxels: int) -> Fie
     return field_map(from_relative(relative, fixed, moving, fsl_from_world), fixed, path, warnings)
 
 
+@np.errstate(all="ignore")  # what is not finite is refused by who called
 def holds_coordinates(field: Field, fixed: Grid) -> bool:
     """Whether (3, X, Y, Z) are FSL's coordinates in the moving image, not displacements: the header says neither.
 
@@ -56,7 +57,7 @@ def holds_coordinates(field: Field, fixed: Grid) -> bool:
     picked, index = thinned(fixed.shape)
     points = transform_points(fsl_from_world(fixed) @ fixed.world_from_vox, index).reshape(3, -1)
     values = field[(slice(None), *picked)].reshape(3, -1).astype(np.float64)
-    if not (np.abs(values) <= FARTHEST_MM).all():  # refused by who called
+    if not (np.abs(values) <= FARTHEST_MM).all():
         return False
     fit, *_ = np.linalg.lstsq(np.vstack([points, np.ones(points.shape[1])]).T, values.T, rcond=None)
     absolute, relative = (
