@@ -147,7 +147,7 @@ def test_mutated_text_of_other_tools(tmp_path, grid, some_affine):
         (tmp_path / name).write_bytes(damaged(rng, seeds[name].encode()))
         with no_hang():
             outcomes[outcome(tmp_path / name, "fsl" if name == "m.mat" else "itk", grid)] += 1
-    assert outcomes["read"] > 10
+    assert outcomes["read"] > 4  # a byte in a digit or a comment
     assert outcomes["refused"] > 60
 
 
