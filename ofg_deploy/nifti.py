@@ -23,6 +23,7 @@ FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is dam
 SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
 CONFLICT_MM = 0.1  # sform and qform further apart than this anywhere in the volume are reported
 INTENT_FSL_WARP = 2006  # FNIRT's displacement field
+FSL_INTENTS = (INTENT_FSL_WARP, 2007, 2008, 2009)  # and its coefficients: cubic, cosines, quadratic
 INTENT_VECTOR = 1007  # the one intent under which ITK, ANTs and nitransforms all read LPS vectors alike
 
 
@@ -177,19 +178,27 @@ def load_transform(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[npt.NDArra
     Raises:
         InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007, or its grid has more than ``max_voxels``.
     """
-    nifti = open_nifti(path, max_voxels, components=3)
-    if nifti.shape[3:] != (1, 3) or int(nifti.header["intent_code"]) != INTENT_VECTOR:
-        raise InputError(
-            f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
-            f"{nifti.shape} with {int(nifti.header['intent_code'])}; --format names another form"
-        )
-    check_real(nifti)
+    nifti = open_transform(path, max_voxels)
     grid, _, warnings = space_of(nifti)
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)
     for sign, component in zip(np.diag(LPS_FROM_RAS), lps, strict=False):
         if sign < 0:
             _negated(component, component)
     return lps, grid, warnings
+
+
+def open_transform(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiFile:
+    """Its header, before anything else of it is judged. Raises InputError as ``load_transform``."""
+    nifti = open_nifti(path, max_voxels, components=3)
+    intent = int(nifti.header["intent_code"])
+    if nifti.shape[3:] != (1, 3) or intent != INTENT_VECTOR:
+        hint = "ofg apply --format fsl reads it" if intent in FSL_INTENTS else "ofg apply --format names another form"
+        raise InputError(
+            f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
+            f"{nifti.shape} with {intent}; {hint}"
+        )
+    check_real(nifti)
+    return nifti
 
 
 def _turned(vectors: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:

@@ -180,8 +180,9 @@ def test_what_is_of_another_form_is_refused(tmp_path, pair, make_grid):
         load_map(tmp_path / FILES["fsl"], "fsl")
     with pytest.raises(GeometryError, match="another grid than the fixed image"):
         load_map(tmp_path / FILES["fsl"], "fsl", make_grid("RAS", (11, 14, 9), (3, 2.4, 3.9)), pair[1])
+    (tmp_path / "warp.bin").write_bytes(b"\0\1\2")
     with pytest.raises(InputError, match=r"no transform in the form of itk.*\.mat"):
-        load_map(tmp_path / "warp.mgz")
+        load_map(tmp_path / "warp.bin")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from ofg_deploy.affine import align
 from ofg_deploy.nifti import Volume
-from ofg_deploy.transform.itk import load_affine, save_affine
+from ofg_deploy.transform.dialects import load_linear
+from ofg_deploy.transform.itk import save_affine
 
 
 def rigid(degrees, translation) -> np.ndarray:
@@ -128,7 +129,7 @@ def test_the_total_transform_holds_the_start(tmp_path, files, tiny_model, run_cl
         assert np.abs(start - np.eye(4)).max() > 0.01
     assert record["init"] == str(given)
     if init != "none":
-        np.testing.assert_allclose(load_affine(out / "mov_to_fix_0GenericAffine.mat"), start, atol=1e-9)
+        np.testing.assert_allclose(load_linear(out / "mov_to_fix_0GenericAffine.mat"), start, atol=1e-9)
     lps = np.diag([-1.0, -1, 1, 1])
     transform = sitk.AffineTransform(3)
     transform.SetMatrix((lps @ start @ lps)[:3, :3].ravel().tolist())
@@ -157,7 +158,11 @@ def test_images_without_common_space_start_by_their_centres_only(tmp_path, files
 @pytest.mark.parametrize(
     ("extra", "code", "said"),
     [
-        (["--init", "elastic"], 2, "--init elastic: use one of none, header, centre, rigid, affine, or an ITK affine"),
+        (
+            ["--init", "elastic"],
+            2,
+            "--init elastic: use one of none, header, centre, rigid, affine, or a linear",
+        ),
         (["--init", "nowhere.mat"], 3, "nowhere.mat does not exist"),
         (["--init", "none", "--fixed-mask", "MASK"], 2, "--init none looks at no voxel"),
         (["--fixed-mask", "MASK"], 2, "--init none looks at no voxel"),  # as the model was trained

@@ -17,6 +17,7 @@ from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
 from ofg_deploy.nifti_file import NIFTI_NAME, open_nifti
+from ofg_deploy.transform.positions import transform_named
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,8 @@ def examine(path: Path, max_voxels: int, unit: Unit | None = None, nan: float | 
         nifti = open_nifti(path, max_voxels)
     except InputError as error:
         return Examined(path, (_unusable(path, error),))
+    if kind := transform_named(nifti):
+        return Examined(path, (Finding("error", "file", f"{kind}, not an image", f"ofg apply -t {path} applies it"),))
     try:
         found = header.look(nifti, unit)
     except InputError as error:  # a geometry in mm that no grid can have

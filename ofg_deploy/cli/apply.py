@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
 from ofg_deploy.cli.app import (
     FillOption,
-    FormatOption,
     InterpolationOption,
     MaxVoxels,
     Overwrite,
     PointsFrameOption,
     app,
 )
+
+ReadOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph", "greedy"]
 
 
 @app.command()
@@ -54,7 +55,10 @@ def apply(
         ),
     ] = None,
     points_frame: PointsFrameOption = None,
-    field_format: Annotated[FormatOption, typer.Option("--format", help="Form of the transforms.")] = "itk",
+    field_format: Annotated[
+        ReadOption,
+        typer.Option("--format", help="Form of the transforms; greedy: 4x4 text of Greedy, c3d or NiftyReg (RAS mm)."),
+    ] = "itk",
     fill: FillOption = "auto",
     max_voxels: MaxVoxels = None,
     overwrite: Overwrite = False,

@@ -56,7 +56,7 @@ def register(
         Optional[str],
         typer.Option(
             metavar="none|header|centre|rigid|affine|FILE",
-            help="Alignment to start from, or an ITK affine (.mat, .txt, .tfm); as the model was trained if absent.",
+            help="Alignment to start from, or a linear transform (.mat, .txt, .tfm, .h5, .lta); as trained if absent.",
         ),
     ] = None,
     fixed_mask: Annotated[Optional[Path], typer.Option(help="Where it is 0 the start looks at nothing.")] = None,

@@ -22,6 +22,7 @@ from ofg_deploy.transform.dialects import load_map
 from ofg_deploy.transform.landmarks import match, target_registration_error
 from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
 from ofg_deploy.transform.points import load_points
+from ofg_deploy.transform.resample import outside_warning
 from ofg_deploy.transform.tables import PointsFrame
 
 Names = dict[int, str]
@@ -81,8 +82,9 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame | None, max_vox
     if view is not None:
         numbers |= _regularity(total, view)
     if fixed and moving:
-        overlap, labels = _labels(total, fixed, moving, names)
+        overlap, labels, outside = _labels(total, fixed, moving, names)
         numbers |= overlap
+        warnings += [f"{pair.name}: {line}" for line in outside]
         if overlap["outside_percent"]:
             warnings.append(
                 f"{pair.name}: the transform is unknown at {overlap['outside_percent']:.3g} % of the fixed labels' "
@@ -115,8 +117,22 @@ def _view(pair: Pair, total: WorldMap, fixed: Volume | None, max_voxels: int) ->
 
 
 def _regularity(total: WorldMap, view: Grid) -> Numbers:
-    displacement, _ = on_grid(total, view)
+    """Of the voxels whose neighbours are known too; where some are not, two of the measures have no meaning."""
+    displacement, inside = on_grid(total, view)
     determinant = jacobian_determinant(displacement, view.world_from_vox)
+    if not inside.all():
+        from scipy.ndimage import binary_erosion
+
+        known = determinant[binary_erosion(inside, border_value=1)]
+        if not known.size:
+            return {}
+        return {
+            "folding_percent": metrics.folding_percent(known),
+            "non_diffeomorphic_percent": None,
+            "min_jacobian": float(known.min()),
+            "sdlogj": metrics.sdlogj(known),
+            "sdlogj_l2r": None,
+        }
     return {
         "folding_percent": metrics.folding_percent(determinant),
         "non_diffeomorphic_percent": metrics.non_diffeomorphic_percent(displacement, view.world_from_vox),
@@ -128,7 +144,7 @@ def _regularity(total: WorldMap, view: Grid) -> Numbers:
 
 def _labels(
     total: WorldMap, fixed: Volume, moving: Volume, names: Names | None
-) -> tuple[dict[str, Any], tuple[LabelScore, ...]]:
+) -> tuple[dict[str, Any], tuple[LabelScore, ...], tuple[str, ...]]:
     displacement, inside = on_grid(total, fixed.grid)
     foreground = fixed.data != 0
     if not foreground.any():
@@ -157,7 +173,7 @@ def _labels(
         "labels_in_one_map": sum(s.hd95_mm is None for s in scores),
         "outside_percent": outside,
     }
-    return numbers, scores
+    return numbers, scores, outside_warning(displacement, inside, fixed.grid, moving.grid)
 
 
 def _wanted(values: dict[int, float], names: Names | None) -> dict[int, float]:

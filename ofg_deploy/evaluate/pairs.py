@@ -24,7 +24,7 @@ class Pair:
 
     Attributes:
         name: how the outputs call it.
-        transform: ``_Warp.nii.gz`` or an ITK affine; None for the identity (the headers alone).
+        transform: ``_Warp.nii.gz``, a list or whatever ``load_map`` reads; None for the identity (the headers alone).
         fixed_labels, moving_labels: label maps, both or neither.
         fixed_points, moving_points: landmark tables, both or neither.
         fixed, moving: the images; the fixed one gives the field of view where nothing else does.

@@ -18,11 +18,11 @@ from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
-from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Dialect, load_map
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain, on_grid
 from ofg_deploy.transform.points import carry, load_points, save_points
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation
+from ofg_deploy.transform.resample import OF_LABELS, Interpolation, outside_warning
 from ofg_deploy.transform.source import open_source
 from ofg_deploy.transform.tables import PointsFrame, ending
 
@@ -77,7 +77,7 @@ class Application:
     moving_points: Path | None = None
     points_frame: PointsFrame | None = None
     interpolation: Interpolation | None = None
-    dialect: Dialect = "itk"
+    dialect: Form = "itk"
     fill: float | None = None
     max_voxels: int = MAX_VOXELS
     overwrite: bool = False
@@ -158,13 +158,16 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     """How to write the image on the grid of the reference, and what to say of it."""
     image = open_source(source, job.interpolation, job.fill, job.max_voxels)
     reference, space_code, warnings = load_space(target, job.max_voxels)
+    if job.dialect == "fsl":
+        check_images("fsl", target, reference, source, image.grid, job.max_voxels)
     chain = _load_chain(job, reference, image.grid)
     displacement, inside = on_grid(chain, reference)
+    outside = outside_warning(displacement, inside, reference, image.grid)
     points = transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement
     unknown = 100.0 * float((~inside).mean())
     if unknown == 100:
         raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
-    warnings = (*image.warnings, *warnings, *chain.warnings)
+    warnings = (*image.warnings, *warnings, *chain.warnings, *outside)
     if unknown:
         warnings += (
             f"the transform is unknown at {unknown:.3g} % of the reference's voxels: {image.fill.value:g} stands there",
@@ -214,7 +217,7 @@ def _load_chain(job: Application, reference: Grid | None = None, image: Grid | N
     return Chain(tuple(maps))
 
 
-def _check_sidecar(path: Path, dialect: Dialect) -> None:
+def _check_sidecar(path: Path, dialect: Form) -> None:
     """What ``ofg register`` said of a file when it wrote it must not be another form than the one it is read as."""
     names = {path.name.removesuffix(ending) for ending in ENDINGS.values() if path.name.endswith(ending)}
     for name in (*names, stem(path)):

@@ -17,8 +17,7 @@ from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
 from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
-from ofg_deploy.transform.dialects import Dialect
-from ofg_deploy.transform.itk import AFFINE_ENDINGS
+from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
 from ofg_deploy.transform.tables import PointsFrame, ending
 
@@ -33,7 +32,7 @@ class Job:
     Attributes:
         fixed, moving: NIfTI images.
         out: folder of the outputs, made if needed.
-        init: alignment to start from, or the path of an ITK affine; None means the one the network was trained with.
+        init: alignment to start from, or the path of a linear transform; None means as the network was trained.
         moving_labels: label maps on the moving image, warped too.
         fixed_labels: label map on the fixed image; only compared (Dice, HD95) with the first of ``moving_labels``.
         fill: value of warped images where the map leaves the field of view; None for the background of each image.
@@ -197,13 +196,12 @@ def parse_fill(text: str) -> float | None:
 
 
 def parse_init(text: str | None) -> Init | Path | None:
-    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of an ITK affine."""
+    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of a linear transform."""
     if text is None or text in get_args(Init):
         return text  # type: ignore[return-value]
-    if not text.lower().endswith(AFFINE_ENDINGS):
-        raise UsageError(
-            f"--init {text}: use one of {', '.join(get_args(Init))}, or an ITK affine ({', '.join(AFFINE_ENDINGS)})"
-        )
+    if not text.lower().endswith(LINEAR_ENDINGS):
+        kinds = ", ".join(get_args(Init))
+        raise UsageError(f"--init {text}: use one of {kinds}, or a linear transform ({', '.join(LINEAR_ENDINGS)})")
     return Path(text)
 
 

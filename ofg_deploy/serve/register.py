@@ -31,6 +31,7 @@ from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
 from ofg_deploy.transform.maps import FieldMap, Inside, field_map
+from ofg_deploy.transform.resample import outside_warning
 from ofg_deploy.transform.source import Source
 
 Align = Callable[[Start, Volume, Volume], Matrix]  # a start, fixed, moving -> (4, 4) moving_from_fixed
@@ -201,13 +202,14 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
+        record["warnings"] += outside_warning(displacement, None, fixed.grid, moving.grid)
         partial["sidecar"].write_text(to_json(record))
     return Result(outputs, record)
 
 
 def _start(init: Init | Path, beside: Companions) -> Start:
     if isinstance(init, Path):
-        return Start("affine", matrix=itk.load_affine(init))
+        return Start("affine", matrix=dialects.load_linear(init))
     return Start(init, beside.fixed_mask, beside.moving_mask)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
-from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap
+from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap, field_map
+from ofg_deploy.transform.spline import SplineMap
 
 LONGEST_S = 60.0  # and a second for each megabyte
 MEGABYTES = 4096  # of memory, and 64 times the file: HDF5 may be compressed
@@ -46,11 +47,22 @@ def read_aside(path: Path) -> list[WorldMap]:
         raise InputError(done.stderr.decode(errors="replace").splitlines()[-1])
     if done.returncode:
         raise InputError(f"{path} cannot be read as an ITK transform: it brought its reader down")
+    if b"more than one transform in the file" in done.stderr:  # SimpleITK's warning
+        raise InputError(
+            f"{path} lists several transforms without a CompositeTransform, of which SimpleITK gives the first only: "
+            "antsApplyTransforms -d 3 -r REFERENCE -t FILE -o [total_Warp.nii.gz,1] makes one field of them"
+        )
     maps: list[WorldMap] = []
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as parts:
         while (number := str(len(maps))) + "matrix" in parts:
-            matrix, field = parts[number + "matrix"], parts.get(number + "field")
-            maps.append(LinearMap(matrix) if field is None else FieldMap(field, Grid(field.shape[1:], matrix)))
+            matrix, field, spline = (parts.get(number + part) for part in ("matrix", "field", "spline"))
+            if spline is not None:
+                maps.append(SplineMap(spline, Grid(spline.shape[1:], matrix), int(parts[number + "order"])))
+            elif field is not None:
+                grid, unknown = Grid(field.shape[1:], matrix), parts.get(number + "unknown")
+                maps.append(field_map(field, grid, path, unknown=unknown))
+            else:
+                maps.append(LinearMap(matrix))
     return maps
 
 
@@ -70,6 +82,11 @@ def _hand_over(path: Path, megabytes: int) -> None:
         for number, each in enumerate(maps):
             if isinstance(each, FieldMap):
                 parts[f"{number}field"], parts[f"{number}matrix"] = each.field, each.domain.world_from_vox
+                if each.unknown is not None:
+                    parts[f"{number}unknown"] = each.unknown
+            elif isinstance(each, SplineMap):
+                parts[f"{number}spline"], parts[f"{number}order"] = each.coefficients, each.order
+                parts[f"{number}matrix"] = each.control.world_from_vox
             elif isinstance(each, LinearMap):
                 parts[f"{number}matrix"] = each.moving_from_fixed
         np.savez(out, **parts)

@@ -9,14 +9,13 @@ itk-h5        _Composite.h5                               displacement, then aff
 fsl           _fslwarp.nii.gz, (X, Y, Z, 3), intent 2006  total, relative, mm between FSL's scaled voxels (FNIRT)
 l2r           disp_FIXED_MOVING.nii.gz, (X, Y, Z, 3)      total, voxels along the array axes
 voxelmorph    _voxelmorph.npz, vol (X, Y, Z, 3)           total, voxels along the array axes
+greedy        4x4 as text, read only                      affine, RAS mm (Greedy, c3d_affine_tool, NiftyReg)
 ============  ==========================================  ===================================================
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +26,26 @@ import numpy as np
 from ofg_deploy.errors import GeometryError, InputError, ParityError, UsageError
 from ofg_deploy.field import Field, turned
 from ofg_deploy.geometry import Grid, Matrix, same_grid, thinned, transform_points
-from ofg_deploy.nifti import INTENT_FSL_WARP, load_transform, load_vectors, save_transform, save_vectors
+from ofg_deploy.nifti import INTENT_FSL_WARP, save_transform, save_vectors
 from ofg_deploy.nifti_file import MAX_VOXELS, open_nifti
-from ofg_deploy.transform import itk
-from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map
-from ofg_deploy.transform.relative import from_relative, fsl_from_world, to_relative, voxel_from_world
+from ofg_deploy.transform import itk, itk_list
+from ofg_deploy.transform.elastix import is_elastix, load_elastix
+from ofg_deploy.transform.fnirt import load_fsl_warp
+from ofg_deploy.transform.foreign import refuse_foreign
+from ofg_deploy.transform.freesurfer import is_lta, load_lta
+from ofg_deploy.transform.maps import Chain, LinearMap, WorldMap
+from ofg_deploy.transform.matrices import ambiguous, checked_matrix, from_flirt, parse_matrix
+from ofg_deploy.transform.positions import load_displacements
+from ofg_deploy.transform.relative import fsl_from_world, to_relative, voxel_from_world
+from ofg_deploy.transform.voxels import load_voxels
 
 Dialect = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
-OF_BOTH_IMAGES: tuple[Dialect, ...] = ("fsl", "l2r", "voxelmorph")  # read only with fixed and moving grid
+Form = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph", "greedy"]  # that can be read
+TEXT_BYTES = 2**20 + 1  # of a file, enough to tell what it is
+OF_BOTH_IMAGES: tuple[Form, ...] = ("fsl", "l2r", "voxelmorph")  # read only with fixed and moving grid
 ON_ONE_GRID: tuple[Dialect, ...] = ("l2r", "voxelmorph")
 NIFTI = (".nii", ".nii.gz")
+LINEAR_ENDINGS = (*itk.AFFINE_ENDINGS, *itk.COMPOSITE_ENDINGS, ".lta")  # of what may be a start
 ROUNDTRIP_MM = 1e-3  # thirty times what float32 rounds off at the edge of a large field of view
 
 
@@ -108,12 +117,12 @@ def write(path: Path, dialect: Dialect, found: Registration) -> None:
 
 def load_map(
     path: Path,
-    dialect: Dialect = "itk",
+    form: Form = "itk",
     fixed: Grid | None = None,
     moving: Grid | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> WorldMap:
-    """Read one file of a dialect, or an ITK affine, which goes with any.
+    """Read one file of any form; those that say what they are (ITK, elastix, .lta) go with any ``form``.
 
     Args:
         fixed, moving: grids of the images, without which fsl, l2r and voxelmorph fields mean nothing.
@@ -122,57 +131,73 @@ def load_map(
     Raises:
         InputError: a file that is missing, damaged, of another form, too large, or holds numbers that are not finite.
         GeometryError: a field on another grid than ``fixed``.
-        UsageError: a dialect that needs grids which were not given.
+        UsageError: a form that needs grids which were not given.
     """
     name = path.name.lower()
-    if name.endswith(itk.AFFINE_ENDINGS):
-        return LinearMap(itk.load_affine(path))
-    if dialect in OF_BOTH_IMAGES:
-        if fixed is None or moving is None:
-            raise UsageError(f"{path}: a transform in the form of {dialect} means nothing without both images")
-        return _load_relative(path, dialect, fixed, moving, max_voxels)
-    if dialect == "itk-h5" or name.endswith(itk.COMPOSITE_ENDINGS):
+    if not name.endswith((*NIFTI, ".npz", ".npy", *itk.COMPOSITE_ENDINGS)):
+        return _load_text(path, form, fixed, moving)
+    if form in OF_BOTH_IMAGES:
+        both = _both(path, form, fixed, moving)
+        return load_fsl_warp(path, *both, max_voxels) if form == "fsl" else load_voxels(path, form, *both, max_voxels)
+    if form == "itk-h5" or name.endswith(itk.COMPOSITE_ENDINGS):
         return itk.load_composite(path)
     if not name.endswith(NIFTI):
-        raise InputError(
-            f"{path} is no transform in the form of {dialect}: {', '.join((*NIFTI, *itk.AFFINE_ENDINGS, '.h5'))} are; "
-            "--format names another form"
-        )
-    field, domain, warnings = load_transform(path, max_voxels)
-    return field_map(field, domain, path, warnings)
+        raise _no_transform(path, form)
+    return load_displacements(path, max_voxels)
 
 
-def _load_relative(path: Path, dialect: Dialect, fixed: Grid, moving: Grid, max_voxels: int) -> FieldMap:
-    system = fsl_from_world if dialect == "fsl" else voxel_from_world
-    warnings: tuple[str, ...] = ()
-    if path.name.lower().endswith(".npz") and dialect == "voxelmorph":
-        relative = _load_npz(path, max_voxels)
-        if relative.shape[1:] != fixed.shape:
-            raise GeometryError(f"{path} has {relative.shape[1:]} voxels, the fixed image {fixed.shape}")
-    else:
-        relative, grid, intent, warnings = load_vectors(path, max_voxels, fixed if dialect == "l2r" else None)
-        if intent not in ((INTENT_FSL_WARP,) if dialect == "fsl" else (0,)):
-            raise InputError(f"{path} has NIfTI intent {intent}, so it is no field in the form of {dialect}")
-        if not same_grid(grid, fixed, 0.01):
-            raise GeometryError(f"{path} lies on another grid than the fixed image: it belongs to another pair")
-    return field_map(from_relative(relative, fixed, moving, system), fixed, path, warnings)
+def load_linear(path: Path) -> Matrix:
+    """(4, 4) moving_from_fixed of a file of linear transforms, as an alignment to start from.
+
+    Raises:
+        InputError, GeometryError: as ``load_map``; InputError where anything in it is not linear.
+    """
+    maps = [load_map(path)]
+    matrix = np.eye(4)
+    while maps:
+        each = maps.pop(0)
+        if isinstance(each, Chain):
+            maps = [*each.maps, *maps]
+        elif isinstance(each, LinearMap):
+            matrix = each.moving_from_fixed @ matrix
+        else:
+            raise InputError(f"{path} is not a linear 3-D transform: a field cannot be started from, only applied")
+    return matrix
 
 
-def _load_npz(path: Path, max_voxels: int) -> Field:
-    """(3, X, Y, Z): the array ``vol``, or the only one. Nothing pickled, nothing larger than an image may be."""
+def _load_text(path: Path, form: Form, fixed: Grid | None, moving: Grid | None) -> WorldMap:
+    """What is no array: told by its content, as names like .txt and .mat are everybody's."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > 24 * max_voxels:
-                raise InputError(f"{path} claims more than --max-voxels {max_voxels}: is it damaged?")
-        with np.load(path, allow_pickle=False) as arrays:
-            vol = arrays["vol"] if "vol" in arrays or len(arrays.files) != 1 else arrays[arrays.files[0]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read as a VoxelMorph field (.npz with vol): {error}") from error
-    if vol.ndim != 4 or vol.shape[3] != 3 or vol.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {vol.dtype} {vol.shape}: a field (X, Y, Z, 3) is needed")
-    return np.asarray(np.moveaxis(vol, -1, 0), dtype=np.float32)
+    with path.open("rb") as stream:
+        content = stream.read(TEXT_BYTES)
+    if itk_list.is_text(content):
+        return itk.load_list(path)
+    if is_elastix(content):
+        return load_elastix(path)
+    if is_lta(path, content):
+        return load_lta(path, content, fixed, moving)
+    refuse_foreign(path, content)
+    if (matrix := parse_matrix(content)) is not None:
+        if form == "fsl":
+            return LinearMap(from_flirt(checked_matrix(matrix, path), *_both(path, form, fixed, moving)))
+        if form == "greedy":
+            return LinearMap(checked_matrix(matrix, path))
+        raise ambiguous(path)
+    if path.name.lower().endswith(itk.AFFINE_ENDINGS):
+        return itk.load_list(path)
+    raise _no_transform(path, form)
+
+
+def _both(path: Path, form: Form, fixed: Grid | None, moving: Grid | None) -> tuple[Grid, Grid]:
+    if fixed is None or moving is None:
+        raise UsageError(f"{path}: a transform in the form of {form} means nothing without both images")
+    return fixed, moving
+
+
+def _no_transform(path: Path, form: Form) -> InputError:
+    endings = ", ".join((*NIFTI, *itk.AFFINE_ENDINGS, ".h5", ".lta"))
+    return InputError(f"{path} is no transform in the form of {form}: {endings} are; --format names another form")
 
 
 def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -> float:

@@ -9,10 +9,12 @@ import numpy as np
 from ofg_deploy.field import Field, turned
 from ofg_deploy.geometry import Grid, Matrix, in_view, lattice, thinned, transform_points
 from ofg_deploy.transform.maps import Chain, FieldMap, Inside, LinearMap, WorldMap
+from ofg_deploy.transform.spline import SplineMap
 
 STEPS = 60
 TOLERANCE_VOX = 1e-4  # of the solver; where it stays above INVERTED_VOX there is no inverse (the map folds or tears)
 INVERTED_VOX = 0.01
+NEWTON_STEPS = 6  # from a start that is a hundredth of a voxel off or so
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class InverseMap:
         displacement, error = self.continued(points)
         index = transform_points(self.forward.domain.vox_from_world, points + displacement)
         inside = in_view(index, self.forward.domain.shape) & (error <= INVERTED_VOX)
+        if self.forward.unknown is not None:
+            inside &= self.forward.displacement_mm(points + displacement)[1]
         return np.where(inside, displacement, 0.0), inside
 
     def continued(self, points: Matrix) -> tuple[Matrix, Matrix]:
@@ -63,6 +67,48 @@ class InverseMap:
         return np.ascontiguousarray(turned(self.forward.field, still, grid.vox_from_world))
 
 
+@dataclass(frozen=True, eq=False)
+class InverseSpline:
+    """The inverse of a spline, at each point by Newton's method from that of the field which samples it."""
+
+    forward: SplineMap
+    domain: Grid | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the spline."""
+        return self.forward.warnings
+
+    def displacement_mm(self, points: Matrix) -> tuple[Matrix, Inside]:
+        """As ``WorldMap``; known where it leads to a point that the spline carries back to within ``INVERTED_VOX``."""
+        grid = self.forward.domain
+        samples = self.forward.continued(transform_points(grid.world_from_vox, lattice(grid.shape)))
+        start, _ = InverseMap(FieldMap(samples.astype(np.float32), grid)).continued(points)
+        target = points.reshape(3, -1)
+        here, best = target + start.reshape(3, -1), np.empty(target.shape)
+        error = np.full(target.shape[1], np.inf)
+        for _ in range(NEWTON_STEPS):
+            rest = here + self.forward.continued(here) - target
+            length = np.linalg.norm(rest, axis=0)
+            better = length < error
+            best[:, better], error[better] = here[:, better], length[better]
+            slope = self._slope(here)
+            sound = np.abs(np.linalg.det(slope)) > 0.01
+            here[:, sound] -= np.linalg.solve(slope[sound], rest.T[sound][..., None])[..., 0].T
+        known = self.forward.displacement_mm(best)[1] & (error <= INVERTED_VOX * min(grid.spacing_mm))
+        inside = known.reshape(points.shape[1:])
+        return np.where(inside, best.reshape(points.shape) - points, 0.0), inside
+
+    def _slope(self, points: Matrix) -> Matrix:
+        """(N, 3, 3) derivative of the map at (3, N)."""
+        step = 1e-4 * min(self.forward.control.spacing_mm)
+        columns = []
+        for offset in step * np.eye(3)[..., None]:
+            ahead, behind = (self.forward.continued(points + sign * offset) for sign in (1, -1))
+            columns.append((ahead - behind) / (2 * step) + offset / step)
+        return np.moveaxis(np.stack(columns, axis=-1), 1, 0)
+
+
 def invert(world_map: WorldMap) -> WorldMap:
     """The inverse of any map."""
     if isinstance(world_map, LinearMap):
@@ -70,6 +116,10 @@ def invert(world_map: WorldMap) -> WorldMap:
     if isinstance(world_map, Chain):
         return Chain(tuple(invert(each) for each in reversed(world_map.maps)))
     if isinstance(world_map, InverseMap):
+        return world_map.forward
+    if isinstance(world_map, SplineMap):
+        return InverseSpline(world_map)
+    if isinstance(world_map, InverseSpline):
         return world_map.forward
     assert isinstance(world_map, FieldMap)
     return InverseMap(world_map)

@@ -1,27 +1,29 @@
-"""ITK's transform files (LPS mm) through SimpleITK: affines as .mat, .txt, .tfm, and composites as .h5."""
+"""ITK's transform files (LPS mm): lists as .mat, .txt, .tfm, and composites as .h5 through SimpleITK."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
 from ofg_deploy.nifti import FARTHEST_MM, grid_of
 from ofg_deploy.transform.aside import read_aside
-from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map
+from ofg_deploy.transform.itk_list import ON_LATTICES, Listed, read_list, without_identities
+from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map, marked
+from ofg_deploy.transform.spline import SplineMap
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 AFFINE_ENDINGS = (".mat", ".txt", ".tfm")
 COMPOSITE_ENDINGS = (".h5", ".hdf5")
-MAX_LINEAR_BYTES = 2**20  # chains of many included
-MATLAB_BYTES = {0: 8, 10: 4, 100: 8, 110: 4}  # of a number, by type of its matrix (little-endian ones)
+MATRICES = ("AffineTransform", "MatrixOffsetTransformBase", "Rigid3DTransform", "CenteredAffineTransform")
 
 
 def save_affine(path: Path, moving_from_fixed: Matrix) -> None:
@@ -46,24 +48,26 @@ def save_composite(path: Path, field: Field, grid: Grid, moving_from_fixed: Matr
     _write(composite, path)
 
 
-def load_affine(path: Path) -> Matrix:
-    """Read a linear transform of any kind, rigid to affine or a chain.
+def load_list(path: Path) -> WorldMap:
+    """Read ``.txt``, ``.tfm`` or ``.mat``: one transform, or several, of which the last one is applied first.
 
-    Returns:
-        (4, 4) float64 moving_from_fixed, fixed RAS mm -> moving RAS mm.
+    As ANTs composes them, with or without a CompositeTransform at their start.
 
     Raises:
-        InputError: missing, not an ITK transform, not three-dimensional, or not linear.
-        GeometryError: a matrix that is singular or not finite.
+        InputError: as ``itk_list.read_list``. GeometryError: a matrix that is singular or not finite.
     """
-    transform = _read(path)
-    if not transform.IsLinear():
-        raise InputError(f"{path} is not a linear 3-D transform: give a displacement field as _Warp.nii.gz")
-    return _to_matrix(transform, path)
+    listed = read_list(path)
+    if any(e.kind == "BSplineDeformableTransform" for e in listed) and len(without_identities(listed)) > 1:
+        raise InputError(
+            f"{path} lists a BSplineDeformableTransform with other transforms, which its ITK added up and today's ITK "
+            "composes: harden it in 3D Slicer and save the displacement field"
+        )
+    maps = tuple(to_map(each, path) for each in reversed(listed))
+    return maps[0] if len(maps) == 1 else Chain(maps)
 
 
 def load_composite(path: Path) -> WorldMap:
-    """Read a transform of linear ones and displacement fields in any order. Raises as ``load_affine``."""
+    """Read an ``.h5`` of linear maps, B-splines and displacement fields in any order. Raises as ``load_list``."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     maps = read_aside(path)
@@ -78,15 +82,20 @@ def read_composite(path: Path) -> list[WorldMap]:
     waiting = [_read(path)]
     while waiting:
         each = waiting.pop()
-        if each.GetTransformEnum() == sitk.sitkComposite:
+        if each.IsLinear():  # a composite of such, too; SimpleITK takes ANTs' MatrixOffsetTransformBase for one
+            maps.append(LinearMap(_to_matrix(each, path)))
+        elif each.GetTransformEnum() == sitk.sitkComposite:
             inner = sitk.CompositeTransform(each)
             waiting += [inner.GetNthTransform(n) for n in range(inner.GetNumberOfTransforms())]
         elif each.GetTransformEnum() == sitk.sitkDisplacementField:
             maps.append(_to_field(sitk.DisplacementFieldTransform(each), path))
-        elif each.IsLinear():
-            maps.append(LinearMap(_to_matrix(each, path)))
+        elif each.GetTransformEnum() == sitk.sitkBSplineTransform:
+            numbers = np.array(each.GetParameters()), np.array(each.GetFixedParameters())
+            maps.append(_to_spline(*numbers, sitk.BSplineTransform(each).GetOrder(), path))
         else:
-            raise InputError(f"{path} holds a {each.GetName()}: linear maps and displacement fields are read")
+            raise InputError(
+                f"{path} holds a {each.GetName()}: linear maps, B-splines and displacement fields are read"
+            )
     return maps
 
 
@@ -98,10 +107,75 @@ def _to_field(transform: sitk.DisplacementFieldTransform, path: Path) -> FieldMa
     lps_from_vox = np.eye(4)
     lps_from_vox[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     lps_from_vox[:3, 3] = image.GetOrigin()
-    vectors = sitk.GetArrayFromImage(image)
+    return _field_of(sitk.GetArrayFromImage(image), lps_from_vox, path)
+
+
+def _field_of(vectors: npt.NDArray[Any], lps_from_vox: Matrix, path: Path) -> FieldMap:
+    """From (Z, Y, X, 3) LPS mm, float64."""
+    unknown = np.asarray(marked(vectors).any(axis=-1)).transpose(2, 1, 0)
     field = np.einsum("ij,zyxj->ixyz", LPS_FROM_RAS[:3, :3], vectors).astype(np.float32)
     grid = grid_of(path, field.shape[1:], LPS_FROM_RAS @ lps_from_vox)
-    return field_map(field, grid, path)
+    return field_map(field, grid, path, unknown=unknown)
+
+
+def to_map(listed: Listed, path: Path) -> WorldMap:
+    """What a transform of a list does, in RAS. Raises as ``load_list``."""
+    if listed.kind in MATRICES:
+        return LinearMap(_checked(_lps_matrix(listed), path))
+    if listed.kind not in ON_LATTICES:
+        return LinearMap(_to_matrix(_by_itk(listed, path), path))
+    if listed.kind == "DisplacementFieldTransform":
+        x, y, z = listed.fixed[:3].astype(int)
+        return _field_of(listed.parameters.reshape(z, y, x, 3), _lps_from_index(listed.fixed), path)
+    return _to_spline(listed.parameters, listed.fixed, listed.order, path)
+
+
+def _lps_from_index(fixed: Matrix) -> Matrix:
+    """(4, 4) of ITK's 18 numbers: size, origin, spacing, direction."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = fixed[9:].reshape(3, 3) * fixed[6:9], fixed[3:6]
+    return matrix
+
+
+@np.errstate(all="ignore")
+def _to_spline(parameters: Matrix, fixed: Matrix, order: int, path: Path) -> SplineMap:
+    x, y, z = fixed[:3].astype(int)
+    if not 1 <= order <= 3 or min(x, y, z) <= order:
+        raise InputError(
+            f"{path} holds a B-spline of order {order} on {x}x{y}x{z} control points: orders 1 to 3 are read"
+        )
+    if not (np.abs(parameters) <= FARTHEST_MM).all():
+        raise InputError(f"{path} holds a B-spline with coefficients longer than {FARTHEST_MM:g} mm")
+    control = grid_of(path, (x, y, z), LPS_FROM_RAS @ _lps_from_index(fixed))
+    lps = parameters.reshape(3, z, y, x).transpose(0, 3, 2, 1)
+    return SplineMap(np.einsum("ij,jxyz->ixyz", LPS_FROM_RAS[:3, :3], lps), control, order)
+
+
+def _lps_matrix(listed: Listed) -> Matrix:
+    """(4, 4) of the classes whose parameters hold it: x -> M (x - c) + c + t."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = listed.parameters[:9].reshape(3, 3)
+    inner = listed.kind == "CenteredAffineTransform"  # whose centre is a parameter
+    centre = listed.parameters[9:12] if inner else listed.fixed
+    matrix[:3, 3] = listed.parameters[-3:] + centre - matrix[:3, :3] @ centre
+    return matrix
+
+
+def _by_itk(listed: Listed, path: Path) -> sitk.Transform:
+    """ITK's transform of a class that is more than a matrix; its numbers have been checked, and are all it sees."""
+    import SimpleITK as sitk
+
+    with TemporaryDirectory() as folder:
+        clean = Path(folder) / "one.txt"
+        numbers = (" ".join(map(repr, part.tolist())) for part in (listed.parameters, listed.fixed))
+        clean.write_text(
+            "#Insight Transform File V1.0\n#Transform 0\nTransform: {}_double_3_3\nParameters: {}\n"
+            "FixedParameters: {}\n".format(listed.kind, *numbers)
+        )
+        try:
+            return sitk.ReadTransform(str(clean))
+        except RuntimeError as error:  # a versor that is longer than 1
+            raise InputError(f"{path} cannot be read as an ITK transform: its {listed.kind} is not one") from error
 
 
 def _to_affine(moving_from_fixed: Matrix) -> sitk.AffineTransform:
@@ -121,6 +195,11 @@ def _to_matrix(transform: sitk.Transform, path: Path) -> Matrix:
     images = np.array([transform.TransformPoint(corner) for corner in corners])
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = (images[1:] - images[0]).T, images[0]
+    return _checked(lps, path)
+
+
+def _checked(lps: Matrix, path: Path) -> Matrix:
+    """In RAS. Raises GeometryError."""
     if not (np.abs(lps) <= FARTHEST_MM).all() or abs(np.linalg.det(lps)) < 1e-9:  # False for NaN
         raise GeometryError(f"{path} holds a transform that is singular, not finite or leads out of any scan")
     return np.asarray(LPS_FROM_RAS @ lps @ LPS_FROM_RAS)
@@ -129,35 +208,14 @@ def _to_matrix(transform: sitk.Transform, path: Path) -> Matrix:
 def _read(path: Path) -> sitk.Transform:
     import SimpleITK as sitk
 
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    name = path.name.lower()
-    if name.endswith(AFFINE_ENDINGS) and path.stat().st_size > MAX_LINEAR_BYTES:
-        raise InputError(f"{path} is larger than {MAX_LINEAR_BYTES} bytes: no linear transform")
-    if name.endswith(".mat"):
-        _check_matlab(path)
     try:
         transform = sitk.ReadTransform(str(path))
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its complaint quotes bytes that are no text
+    # The second where its complaint quotes bytes that are not text, the others for classes that SimpleITK lacks.
+    except (RuntimeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as an ITK transform") from error
     if transform.GetDimension() != 3:
-        raise InputError(f"{path} is not a linear 3-D transform, nor a composite of such: it is for other dimensions")
+        raise InputError(f"{path} is not a 3-D transform, nor a composite of such: it is for other dimensions")
     return transform
-
-
-def _check_matlab(path: Path) -> None:
-    """ITK's reader allocates what the header of a Matlab 4 matrix promises, unseen: let it be what is there.
-
-    Raises:
-        InputError: matrices of other types, or not exactly as many bytes as they need.
-    """
-    content, at = path.read_bytes(), 0
-    while at < len(content):
-        kind, rows, columns, imaginary, letters = struct.unpack("<5i", content[at : at + 20].ljust(20, b"\0"))
-        sound = kind in MATLAB_BYTES and 0 < rows <= 64 and 0 < columns <= 64 and not imaginary and 0 < letters <= 256
-        at += 20 + letters + MATLAB_BYTES.get(kind, 0) * rows * columns
-        if not sound or at > len(content):
-            raise InputError(f"{path} cannot be read as an ITK transform: no linear one in the form of Matlab 4")
 
 
 def _write(transform: sitk.Transform, path: Path) -> None:
