@@ -12,6 +12,8 @@ from typing import NoReturn
 # Threads that wait by spinning take the cores from those that work: torch and the compiled kernels each keep a pool,
 # and two trainings side by side became three times slower. The OpenMP libraries read this when they are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Python processes that libraries start import nothing from the current folder (see child.py).
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # Each verb adds itself to the app, in the order in which --help lists them.
 from ofg_deploy.cli import apply, bench, check, data, evaluate, export, info, register, report, train  # noqa: F401

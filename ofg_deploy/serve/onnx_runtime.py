@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ofg_deploy.errors import DeviceError, InputError, UsageError
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import read_model
+from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -26,7 +27,8 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, device: Device, threads: int, gpu: int = 0) -> None:
         sealed = read_model(path)
         try:
-            import onnxruntime
+            with quiet():
+                import onnxruntime
         except ImportError as error:
             raise DeviceError(
                 "ONNX Runtime is not installed: pip install ofg-deploy[cpu] or ofg-deploy[gpu]"
@@ -95,7 +97,8 @@ def offers_cuda() -> bool:
     if not any(list(Path(folder).glob("capi/*onnxruntime_providers_cuda*")) for folder in folders):
         return False  # the import, which would say the same, takes a sixth of a second
     try:
-        import onnxruntime
+        with quiet():
+            import onnxruntime
     except ImportError:
         return False
     return PROVIDERS["cuda"] in onnxruntime.get_available_providers()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import SealedModel, read_model
+from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -36,7 +37,8 @@ class OpenVinoEngine:
         if device == "cuda":
             raise DeviceError("OpenVINO runs on the CPU here: give --device cpu, or --runtime onnxruntime for CUDA")
         try:
-            import openvino
+            with quiet():
+                import openvino
         except ImportError as error:
             raise DeviceError("OpenVINO is not installed: pip install ofg-deploy[openvino]") from error
         self.contract = sealed.contract

@@ -22,6 +22,7 @@ import numpy as np
 
 from ofg_deploy import affine
 from ofg_deploy.appearance import Appearance, Look, thumbnail
+from ofg_deploy.child import apart
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
 from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
@@ -245,8 +246,10 @@ def _prepare_all(
         return _with_twins(pairs, files, failed)
     # Spawned, not forked: a fork of a process with running torch threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with apart():  # also the first submission, and with it the processes
+        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
         jobs = {pool.submit(_prepare, pair, expects, file): pair for file, pair in todo.items()}
+    with pool:
         try:
             for job in as_completed(jobs):
                 _finish(jobs[job], job.result, failed)

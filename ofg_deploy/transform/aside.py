@@ -1,7 +1,7 @@
 """ITK's composites (.h5) are read in a process of their own: damaged ones bring HDF5's reader down, or to no end.
 
-``python -m ofg_deploy.transform.aside FILE MEGABYTES`` is that process: what the file holds goes to its standard output
-as an .npz, and what is wrong with it to its standard error, with exit code 3.
+Run with arguments FILE MEGABYTES this module is that process: what the file holds goes to its standard output as an
+.npz, and what is wrong with it to its standard error, with exit code 3.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ofg_deploy.child import command
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap
@@ -34,8 +35,7 @@ def read_aside(path: Path) -> list[WorldMap]:
     size = 1 + path.stat().st_size // 2**20
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, str(path), str(MEGABYTES + 64 * size)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # this code, not another copy
+            command(__name__, str(path), str(MEGABYTES + 64 * size)),
             capture_output=True,
             check=False,
             timeout=LONGEST_S + size,
