@@ -106,6 +106,31 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+@contextmanager
+def plainly_named(path: Path) -> Iterator[str]:
+    """A name of this file or folder that means the same to libraries which take all names for UTF-8.
+
+    Bytes of a name that are no UTF-8 end the process in some of them, and where the locale has other bytes for its
+    letters they write to another place. Such a file needs another name while it is in use: a link.
+
+    Raises:
+        InputError: there is no place for such a link.
+    """
+    if _is_plain(str(path)):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ofg-") as folder:
+        link = Path(folder, f"link{path.suffix if _is_plain(path.suffix) else ''}")
+        if not _is_plain(str(link)):
+            raise InputError(f"{path} needs a second name in letters that UTF-8 has: set TMPDIR to a folder of such")
+        link.symlink_to(path.absolute())
+        yield str(link)
+
+
+def _is_plain(name: str) -> bool:
+    return os.fsencode(name) == name.encode("utf-8", "surrogatepass")
+
+
 def to_json(record: Any) -> str:
     """Readable JSON with a final newline; refuses NaN, which other readers do not parse."""
     return json.dumps(record, indent=2, allow_nan=False) + "\n"

@@ -62,7 +62,8 @@ def test_other_uses_leave_nothing_in_home(tmp_path) -> None:
         "onnx_runtime.offers_cuda()\n"
         "import onnxruntime; onnxruntime.SessionOptions()\n"
         "from ofg_deploy.bench.candidate import Candidate\n"
-        "for runtime in ('onnxruntime', 'openvino'): Candidate(runtime, Path('x'), '', 'cpu', 1, None, None).import_runtime()\n"
+        "for runtime in ('onnxruntime', 'openvino'):\n"
+        "    Candidate(runtime, Path('x'), '', 'cpu', 1, None, None).import_runtime()\n"
     )
     pytest.importorskip("onnxruntime")
     done = subprocess.run(

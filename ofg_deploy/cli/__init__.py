@@ -23,8 +23,9 @@ from ofg_deploy.errors import Interrupted, OfgError
 
 def main() -> None:
     """Entry point: every expected error is one line and its own exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may hold bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr: names may hold bytes that are no text, and letters that the terminal's alphabet lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # The interpreter's last look for cycles would go through all that numba keeps, a quarter of a second, and free
     # nothing that does not go with the process.
     atexit.register(gc.freeze)

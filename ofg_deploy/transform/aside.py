@@ -1,33 +1,46 @@
-"""ITK's composites (.h5) are read in a process of their own: damaged ones bring HDF5's reader down, or to no end.
+"""ITK's transforms are read in a process of their own: damaged ones bring its readers down, or to no end.
 
-Run with arguments FILE MEGABYTES this module is that process: what the file holds goes to its standard output as an
-.npz, and what is wrong with it to its standard error, with exit code 3.
+Run with arguments FILE MEGABYTES WHAT this module is that process: what the file holds goes to its standard output as
+an .npz, and what is wrong with it to its standard error, as JSON, with an exit code of ``ERRORS``.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import resource
 import subprocess
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ofg_deploy.child import command
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap
 
 LONGEST_S = 60.0  # and a second for each megabyte
+# By exit code of that process; 1 and 2 are the interpreter's own.
+ERRORS: dict[int, type[InputError]] = {4: GeometryError, 3: InputError}
 MEGABYTES = 4096  # of memory, and 64 times the file: HDF5 may be compressed
 
 
-def read_aside(path: Path) -> list[WorldMap]:
-    """Linear maps and fields of a composite, the first one applied first.
+What = Literal["linear", "composite"]
+
+
+def read_linear_aside(path: Path) -> LinearMap:
+    """A linear transform of any kind. Raises InputError as ``itk.read_linear`` and ``read_aside``."""
+    status = path.stat()
+    return _linear(path, status.st_mtime_ns, status.st_size)
+
+
+def read_aside(path: Path, what: What = "composite") -> list[WorldMap]:
+    """Linear maps and fields of a file, the first one applied first.
 
     Raises:
         InputError: as ``itk.read_composite``; a reader that crashed, or needed memory or time out of all proportion.
@@ -35,15 +48,15 @@ def read_aside(path: Path) -> list[WorldMap]:
     size = 1 + path.stat().st_size // 2**20
     try:
         done = subprocess.run(
-            command(__name__, str(path), str(MEGABYTES + 64 * size)),
+            command(__name__, str(path), str(MEGABYTES + 64 * size), what),
             capture_output=True,
             check=False,
             timeout=LONGEST_S + size,
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{path} cannot be read as an ITK transform: its reader came to no end") from error
-    if done.returncode == InputError.exit_code:
-        raise InputError(done.stderr.decode(errors="replace").splitlines()[-1])
+    if done.returncode in ERRORS:
+        raise ERRORS[done.returncode](json.loads(done.stderr.splitlines()[-1]))
     if done.returncode:
         raise InputError(f"{path} cannot be read as an ITK transform: it brought its reader down")
     maps: list[WorldMap] = []
@@ -54,18 +67,26 @@ def read_aside(path: Path) -> list[WorldMap]:
     return maps
 
 
-def _hand_over(path: Path, megabytes: int) -> None:
-    from ofg_deploy.transform.itk import read_composite
+@lru_cache(maxsize=64)
+def _linear(path: Path, modified_ns: int, size: int) -> LinearMap:
+    """A batch may start all its pairs from one file. Time and size are the key of one that did not change."""
+    [found] = read_aside(path, "linear")
+    assert isinstance(found, LinearMap)
+    return found
+
+
+def _hand_over(path: Path, megabytes: int, what: What) -> None:
+    from ofg_deploy.transform.itk import read_composite, read_linear
 
     with suppress(ValueError):  # macOS takes no such limit: a process there maps more from its start
         resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the libraries print is none of it
         try:
-            maps = read_composite(path)
+            maps = [LinearMap(read_linear(path))] if what == "linear" else read_composite(path)
         except InputError as error:
-            print(error, file=sys.stderr)
-            sys.exit(error.exit_code)
+            print(json.dumps(str(error)), file=sys.stderr)
+            sys.exit(next(code for code, kind in ERRORS.items() if isinstance(error, kind)))
         parts: dict[str, Any] = {}
         for number, each in enumerate(maps):
             if isinstance(each, FieldMap):
@@ -76,4 +97,4 @@ def _hand_over(path: Path, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    _hand_over(Path(sys.argv[1]), int(sys.argv[2]))
+    _hand_over(Path(sys.argv[1]), int(sys.argv[2]), "linear" if sys.argv[3] == "linear" else "composite")

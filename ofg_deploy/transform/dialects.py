@@ -188,7 +188,9 @@ def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -
         back = Chain(tuple(itk.read_composite(paths[0])))
     else:
         size = max(MAX_VOXELS, math.prod(found.fixed.shape))  # what was written may be read
-        back = Chain(tuple(load_map(path, dialect, found.fixed, found.moving, size) for path in paths))
+        field, *affine = paths
+        linear = [LinearMap(itk.read_linear(path)) for path in affine]  # neither is this
+        back = Chain((load_map(field, dialect, found.fixed, found.moving, size), *linear))
     picked, index = thinned(found.fixed.shape)
     displacement, inside = back.displacement_mm(transform_points(found.fixed.world_from_vox, index))
     gap = float(np.linalg.norm(displacement - found.displacement_mm[(slice(None), *picked)], axis=0).max())

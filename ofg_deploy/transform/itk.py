@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
 from ofg_deploy.nifti import FARTHEST_MM, grid_of
-from ofg_deploy.transform.aside import read_aside
+from ofg_deploy.outputs import plainly_named
+from ofg_deploy.transform.aside import read_aside, read_linear_aside
 from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 AFFINE_ENDINGS = (".mat", ".txt", ".tfm")
 COMPOSITE_ENDINGS = (".h5", ".hdf5")
 MAX_LINEAR_BYTES = 2**20  # chains of many included
+_NUMBERS = rb"(?: +[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)* *"
+ONE_TRANSFORM = re.compile(
+    rb"#Insight Transform File V1\.0\s+(?:#[^\n]*\n)?Transform: \w+\s+"
+    rb"Parameters:" + _NUMBERS + rb"\r?\n(?:FixedParameters:" + _NUMBERS + rb"\s*)?"
+)
 MATLAB_BYTES = {0: 8, 10: 4, 100: 8, 110: 4}  # of a number, by type of its matrix (little-endian ones)
 
 
@@ -56,6 +63,13 @@ def load_affine(path: Path) -> Matrix:
         InputError: missing, not an ITK transform, not three-dimensional, or not linear.
         GeometryError: a matrix that is singular or not finite.
     """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    return read_linear(path) if _is_one_sound_transform(path) else read_linear_aside(path).moving_from_fixed
+
+
+def read_linear(path: Path) -> Matrix:
+    """``load_affine`` in this process, which some files of others would crash."""
     transform = _read(path)
     if not transform.IsLinear():
         raise InputError(f"{path} is not a linear 3-D transform: give a displacement field as _Warp.nii.gz")
@@ -137,12 +151,27 @@ def _read(path: Path) -> sitk.Transform:
     if name.endswith(".mat"):
         _check_matlab(path)
     try:
-        transform = sitk.ReadTransform(str(path))
+        with plainly_named(path) as named:
+            transform = sitk.ReadTransform(named)
     except (RuntimeError, UnicodeDecodeError) as error:  # the latter where its complaint quotes bytes that are no text
         raise InputError(f"{path} cannot be read as an ITK transform") from error
     if transform.GetDimension() != 3:
         raise InputError(f"{path} is not a linear 3-D transform, nor a composite of such: it is for other dimensions")
     return transform
+
+
+def _is_one_sound_transform(path: Path) -> bool:
+    """Whether the file needs no process of its own: what ended ITK's readers were parts of composites and no numbers.
+
+    Raises:
+        InputError: larger than any linear transform.
+    """
+    if path.stat().st_size > MAX_LINEAR_BYTES:
+        raise InputError(f"{path} is larger than {MAX_LINEAR_BYTES} bytes: no linear transform")
+    content = path.read_bytes()
+    if b"Composite" in content:
+        return False
+    return path.name.lower().endswith(".mat") or bool(ONE_TRANSFORM.fullmatch(content))
 
 
 def _check_matlab(path: Path) -> None:
@@ -164,6 +193,7 @@ def _write(transform: sitk.Transform, path: Path) -> None:
     import SimpleITK as sitk
 
     try:
-        sitk.WriteTransform(transform, str(path))
+        with plainly_named(path) as named:
+            sitk.WriteTransform(transform, named)
     except RuntimeError as error:  # what SimpleITK makes of a full disk
         raise OSError(f"{path.name} could not be written") from error
