@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ofg_deploy import __version__
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import check_writable, to_json, write_bytes
+from ofg_deploy.outputs import check_writable, staged, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import PairList
@@ -130,7 +130,13 @@ class Run:
             "pairs": pairs.to_record(),
             "prepared": [file.name for file in prepared],
         }
-        write_bytes(self.config, to_json(record).encode())
+        try:
+            with staged([self.config], overwrite=False) as [partial]:
+                partial.write_bytes(to_json(record).encode())
+        except InputError as error:
+            if self.config.exists():  # another process was quicker
+                raise InputError(f"{self.folder} holds a run already: choose another folder") from error
+            raise
 
     def check_unchanged(self, prepared: list[Path]) -> None:
         """Raises InputError if images are not those the run began with."""
