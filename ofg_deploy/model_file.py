@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.outputs import parse_json
 from ofg_deploy.preprocess import Intensity, NetworkInput
 
 SCHEMA = 3  # 2: the axes of the network's grid; 3: precision, sizes, outputs
@@ -106,7 +107,7 @@ class Contract:
             InputError: the record is not a contract this version understands.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             if record["schema"] != SCHEMA:
                 raise InputError(
                     f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
@@ -114,7 +115,7 @@ class Contract:
                 )
             known = {"expects": read_network_input(record["expects"]), "outputs": tuple(record["outputs"])}
             contract = cls(**{**_exactly(cls, record), **known})
-        except (ValueError, KeyError, TypeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} carries a damaged contract ({error}): export the model again") from error

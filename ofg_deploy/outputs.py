@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -171,9 +173,17 @@ def read_json(path: Path) -> Any:
     """What a small JSON file holds. Raises InputError as ``read_text``, or if it is none."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # the latter for lists in lists a thousand deep
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As ``json.loads``. Raises ValueError for whatever it cannot read, lists in lists a thousand deep among it."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many lists or objects in each other") from error
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -201,8 +211,8 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
                 rows.append(row + [""] * (len(header) - len(row)))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    names = [name.strip().lower() for name in header if name.strip()]
-    if twice := [name for name in names if names.count(name) > 1][:1]:
+    often = Counter(name.strip().lower() for name in header if name.strip())
+    if twice := [name for name, count in often.items() if count > 1][:1]:
         raise InputError(f"{path} has the column {twice[0]!r} twice")
     return header, rows
 
@@ -223,7 +233,9 @@ def is_as_written(path: Path, known: dict[str, Any]) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes. Raises OSError where it cannot be read, or is no file: a device never ends."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
     with path.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

@@ -17,6 +17,7 @@ from typing import Any
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.batch.work import Means, Outcome, Worker, sidecar_of
 from ofg_deploy.errors import DeviceError, OfgError
+from ofg_deploy.extras import not_installed
 from ofg_deploy.telemetry import quiet
 
 START_S = 300.0  # for a first actor to load its engine
@@ -40,7 +41,7 @@ class OnRay:
             with quiet():
                 import ray
         except ImportError as error:
-            raise DeviceError("Ray is not installed: pip install 'ofg-deploy[ray]'") from error
+            raise not_installed("ray") from error
         self._ray, self._means = ray, means
         address = address or os.environ.get("RAY_ADDRESS", "auto")
         try:

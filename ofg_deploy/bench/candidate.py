@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError
+from ofg_deploy.extras import explained
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Shape
 from ofg_deploy.model_file import Contract
@@ -67,7 +68,7 @@ class Candidate:
             with quiet():
                 list(map(importlib.import_module, sorted(loaded)))
         except ImportError as error:
-            raise DeviceError(f"{error.name} is not installed") from error
+            raise explained(error) or DeviceError(f"{error.name} cannot be imported: {error}") from error
 
     def open(self) -> tuple[Predict, str]:
         """Ready to run, and what runs it.

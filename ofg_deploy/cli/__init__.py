@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 # Threads that wait by spinning take the cores from those that work: torch and the compiled kernels each keep a pool,
@@ -18,7 +20,10 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")
 # Each verb adds itself to the app, in the order in which --help lists them.
 from ofg_deploy.cli import apply, bench, check, data, evaluate, export, info, register, report, train  # noqa: F401
 from ofg_deploy.cli.app import app
-from ofg_deploy.errors import Interrupted, OfgError
+from ofg_deploy.errors import InputError, Interrupted, OfgError
+from ofg_deploy.extras import explained
+
+STDOUT_FULL = {errno.ENOSPC, errno.EPIPE, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main() -> None:
@@ -36,6 +41,10 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory: use a smaller grid or a machine with more", 1)
     except Exception as error:
+        if isinstance(error, ImportError) and (missing := explained(error)):
+            _fail(str(missing), missing.exit_code)
+        if isinstance(error, OSError) and error.filename is None and error.errno in STDOUT_FULL:
+            _fail_to_print(error)
         # Typer's own complaints about the command line; where their class lives differs between its versions.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(f"{error.format_message()} (see ofg --help)", error.exit_code)
@@ -44,10 +53,33 @@ def main() -> None:
         _fail(f"internal error, {type(error).__name__}: {error} (set OFG_DEBUG=1 for the traceback)", 1)
     if code == Interrupted.exit_code:
         _fail("interrupted", code)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _fail_to_print(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _fail_to_print(error: OSError) -> NoReturn:
+    """What is printed has no place: a full disk behind >, or nobody at the other end of a pipe, who is not told."""
+    if error.errno == errno.EPIPE:
+        _give_up_stdout()
+        sys.exit(1)
+    _fail(f"standard output cannot be written: {error.strerror}", InputError.exit_code)
+
+
+def _give_up_stdout() -> None:
+    """What waits there would be tried once more as the interpreter ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
     print(f"ofg: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

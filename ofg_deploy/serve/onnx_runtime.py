@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError, UsageError
+from ofg_deploy.extras import not_installed
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import read_model
 from ofg_deploy.telemetry import quiet
@@ -30,9 +31,7 @@ class OnnxRuntimeEngine:
             with quiet():
                 import onnxruntime
         except ImportError as error:
-            raise DeviceError(
-                "ONNX Runtime is not installed: pip install ofg-deploy[cpu] or ofg-deploy[gpu]"
-            ) from error
+            raise not_installed("onnxruntime") from error
         offered = onnxruntime.get_available_providers()
         if device == "auto":
             device = "cuda" if PROVIDERS["cuda"] in offered else "cpu"

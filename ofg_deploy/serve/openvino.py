@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
+from ofg_deploy.extras import not_installed
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import SealedModel, read_model
 from ofg_deploy.telemetry import quiet
@@ -40,7 +41,7 @@ class OpenVinoEngine:
             with quiet():
                 import openvino
         except ImportError as error:
-            raise DeviceError("OpenVINO is not installed: pip install ofg-deploy[openvino]") from error
+            raise not_installed("openvino") from error
         self.contract = sealed.contract
         self.model_sha256 = sealed.sha256
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +30,14 @@ from ofg_deploy.data.scans import bad_scans, describe
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.nifti import load_grid, load_image, load_labels
-from ofg_deploy.outputs import sha256_file
+from ofg_deploy.outputs import parse_json, read_text, sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
+# What reading a damaged .npz leads to.
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -233,7 +236,7 @@ def _prepare_all(
 ) -> list[Path]:
     cache_dir.mkdir(parents=True, exist_ok=True)
     files = [cache_dir / f"{_key(pair, expects)}.npz" for pair in pairs]
-    todo = {file: pair for pair, file in zip(pairs, files, strict=True) if not file.exists()}
+    todo = {file: pair for pair, file in zip(pairs, files, strict=True) if not _is_whole(file, expects)}
     need = len(todo) * 2 * 4 * int(np.prod(expects.shape))
     if need > shutil.disk_usage(cache_dir).free * 0.95:
         raise InputError(f"the cache {cache_dir} needs {need / 1e9:.1f} GB for {len(todo)} pairs: too little space")
@@ -277,11 +280,34 @@ def _finish(pair: PairFiles, work: Callable[[], None], failed: dict[PairFiles, s
         failed[pair] = str(error)
 
 
+KEPT = ("fixed", "moving", "world_from_vox", "moving_from_fixed", "overlap", "outside", "stripped", "thumbnail")
+
+
+def _is_whole(file: Path, expects: NetworkInput) -> bool:
+    """Whether a pair is in the cache, by what can be seen without reading its voxels; a damaged one is made again."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            least = 4 * int(np.prod(expects.shape))
+            if any(sizes[f"{name}.npy"] < least for name in ("fixed", "moving")):
+                return False
+            with np.load(file, allow_pickle=False) as stored:  # whose checksums are looked at
+                return all(np.all(stored[name] is not None) for name in KEPT[2:])
+    except (*DAMAGED, KeyError):
+        return False
+
+
 def load_cached(file: Path) -> PreparedPair:
-    """Read a pair that ``prepare_all`` wrote. Raises InputError if the file was damaged since."""
+    """Read a pair that ``prepare_all`` wrote.
+
+    Raises:
+        InputError: the file was damaged since; it is removed then, so that it is made again.
+    """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             fixed = stored["fixed"]
+            if fixed.ndim != 3 or fixed.dtype != np.float32 or stored["moving"].shape != fixed.shape:
+                raise ValueError("not two images on one grid")
             return PreparedPair(
                 fixed=fixed,
                 moving=stored["moving"],
@@ -290,8 +316,11 @@ def load_cached(file: Path) -> PreparedPair:
                 overlap=float(stored["overlap"]),
                 outside=float(stored["outside"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} in the cache is missing or damaged: delete it and start again") from error
+    except (*DAMAGED, KeyError, TypeError) as error:
+        file.unlink(missing_ok=True)
+        raise InputError(
+            f"{file} in the cache was missing or damaged: start again (ofg train --resume), and it is made anew"
+        ) from error
 
 
 def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
@@ -366,9 +395,11 @@ def _pairs_of_folder(folder: Path, labels: Path | None, count: int, seed: int) -
 
 def _pairs_of_list(source: Path, most: int | None, seed: int) -> PairList:
     try:
-        text = source.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if source.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-    except (UnicodeDecodeError, ValueError) as error:
+        text = read_text(source)
+        rows = parse_json(text) if source.suffix == ".json" else list(csv.DictReader(text.splitlines()))
+    except InputError:
+        raise
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{source} is not a readable CSV or JSON list of pairs ({error})") from error
     if (
         not isinstance(rows, list)
