@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,50 @@ from ofg_deploy.check.finding import Finding
 from ofg_deploy.nifti_file import NiftiFile
 
 LABEL_NAME = re.compile(r"(^|[^a-z])(a?seg|segmentation|parc|aparc|labels?|mask)([^a-z]|$)", flags=re.IGNORECASE)
+PART = 2**20  # voxels looked at in one go
 MOST_LABELS = 40  # distinct whole numbers; an image has more
 
 
 def look(nifti: NiftiFile, data: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Look | None, list[Finding]]:
     """(X, Y, Z) voxels with 0 for NaN and infinity, a summary (None where there is nothing to compare), findings."""
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(data.astype(np.float32, copy=False))  # as it is registered
     findings = []
-    if bad := int(data.size - finite.sum()):
+    if bad := sum(int((~_finite(part)).sum()) for part in _parts(data)):
         text = f"{bad} of {data.size} voxels are NaN, infinite, or too large for float32"
         findings.append(Finding("error", "voxels", text, "write 0 there: look whether 0 means background", True))
-        data = np.where(finite, data, 0)
+        for part in _parts(data):
+            part[~_finite(part)] = 0
     low, high = float(np.float32(data.min())), float(np.float32(data.max()))
     named = bool(LABEL_NAME.search(nifti.path.name))
     if low == high and not named:
         findings.append(Finding("error", "voxels", f"every voxel is {low:g}", "use an image with content"))
         return data, None, findings
-    whole = data.dtype.kind != "f" or not (fractions := int((data != np.round(data)).sum()))
+    whole = data.dtype.kind != "f" or not (
+        fractions := sum(int((part != np.round(part)).sum()) for part in _parts(data))
+    )
     if named and not whole:
         text = f"a label map by its name, and {fractions} voxels are no whole numbers"
         findings.append(Finding("error", "labels", text, "resample the original again by nearest neighbour"))
-    if named or (whole and np.unique(data[::2, ::2, ::2]).size <= MOST_LABELS):
+    if named or (whole and _few_values(data[::2, ::2, ::2])):
         return data, None, findings
     return data, Look.of(data), findings
+
+
+def _parts(data: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """(X, Y, n) views, one after another: what is computed of one takes little memory beside the whole."""
+    step = max(1, PART // max(1, data.shape[0] * data.shape[1]))
+    for start in range(0, data.shape[2], step):
+        yield data[:, :, start : start + step]
+
+
+def _few_values(data: npt.NDArray[Any]) -> bool:
+    found: set[Any] = set()
+    for part in _parts(data):
+        found.update(np.unique(part).tolist())
+        if len(found) > MOST_LABELS:
+            return False
+    return True
+
+
+def _finite(part: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore"):
+        return np.isfinite(part.astype(np.float32, copy=False))  # as it is registered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.extras import not_installed
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import SealedModel, read_model
+from ofg_deploy.serve.interrupts import interruptible
 from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class OpenVinoEngine:
         given = {"moving": moving, "fixed": fixed}
         shared = {k: np.ascontiguousarray(v, dtype=np.float32)[None, None] for k, v in given.items()}
         try:
-            self._request.infer(shared, share_inputs=True)
+            interruptible(partial(self._request.infer, shared, share_inputs=True), self._request.cancel)
         except Exception as error:  # its exception types share no base class
             raise DeviceError(f"{self.runtime} failed on {self.provider}: {_reason(error)}") from error
         predicted: Field = self._request.get_output_tensor(0).data[0]
@@ -91,6 +92,10 @@ class OpenVinoEngine:
 
         with threads(min(self._threads, most_threads())):
             return integrate(predicted)
+
+    def stop(self) -> None:
+        """End what runs now, with a DeviceError."""
+        self._request.cancel()
 
 
 @cache
