@@ -149,7 +149,7 @@ def add(source: Path, name: str | None, overwrite: bool) -> Entry:
     text = read_text(own_card) if own_card.is_file() else None
     # Without a new card an old one of that name would describe another model.
     cards, stale = ([entry.card], []) if text is not None else ([], [entry.card])
-    with staged([*cards, entry.path], overwrite, stale) as partial:
+    with staged([*cards, entry.path], overwrite, lambda: stale) as partial:
         partial[-1].write_bytes(content)
         if text is not None:
             partial[0].write_text(text, encoding="utf-8")

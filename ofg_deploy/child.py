@@ -1,9 +1,16 @@
-"""Work in a process of its own: native code that crashes there, or is killed, is one line here."""
+"""Work in a process of its own: native code that crashes there, or is killed, is one line here.
+
+Python looks for modules in the current folder first when it is started with ``-c`` or ``-m``, as all who start
+processes do. Whoever stands in a folder of somebody else's would run what lies there: processes are started ``apart``.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -12,6 +19,7 @@ from typing import Any
 from ofg_deploy.errors import DeviceError, OfgError
 
 GRACE_S = 10.0
+SAFE_PATHS = sys.version_info >= (3, 11)  # the interpreter knows PYTHONSAFEPATH
 GONE = (EOFError, ConnectionError)  # the other end of the pipe
 
 
@@ -30,7 +38,7 @@ class Child:
         self._what = what
         self._here, there = spawn.Pipe()
         self._process = spawn.Process(target=_run, args=(there, work, arguments), daemon=True)
-        with without_interrupts():
+        with apart():
             self._process.start()
         there.close()
 
@@ -77,9 +85,48 @@ class Child:
         return DeviceError(f"the process {self._what} died ({why})")
 
 
+_STARTING = threading.RLock()
+
+
 @contextmanager
-def without_interrupts() -> Iterator[None]:
-    """A process that is started inside holds Ctrl-C back from its first moment, until it says what to do with it."""
+def apart() -> Iterator[None]:
+    """Processes that ``multiprocessing`` starts inside import nothing from the current folder.
+
+    They find modules where this process does. They hold Ctrl-C back from their first moment, until they say what to do
+    with it. Making a pool belongs inside, too: its locks start a process that looks after them.
+    """
+    with _STARTING, _safe_path(), _without_interrupts():
+        yield
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """Command line that runs a module as ``python -m`` would, with this process's ``sys.path`` and nothing else's."""
+    paths = [path for path in sys.path if path]
+    boot = f"import sys; sys.path[:] = {paths!a}; import runpy; runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-I", f"-Xutf8={sys.flags.utf8_mode}", "-c", boot, *arguments]
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    from multiprocessing import util
+
+    before, flags = os.environ.get("PYTHONSAFEPATH"), util._args_from_interpreter_flags  # type: ignore[attr-defined]
+    if SAFE_PATHS:
+        os.environ["PYTHONSAFEPATH"] = "1"
+    else:  # isolated it is at its start; then it is given this process's path
+        util._args_from_interpreter_flags = lambda: ["-I", *flags()]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        util._args_from_interpreter_flags = flags  # type: ignore[attr-defined]
+        if before is None:
+            os.environ.pop("PYTHONSAFEPATH", None)
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

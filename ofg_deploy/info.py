@@ -9,7 +9,7 @@ from typing import Any
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_model
-from ofg_deploy.outputs import sha256_file, to_json
+from ofg_deploy.outputs import read_json, read_text, sha256_file, to_json
 from ofg_deploy.serve.engine_file import model_beside, read_record
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
@@ -67,13 +67,13 @@ def _run(path: Path) -> dict[str, Any]:
     if not config.is_file():
         raise InputError(f"{path} is not a run of ofg train: it has no config.json")
     try:
-        record = json.loads(config.read_text())
+        record = read_json(config)
         known = {key: record[key] for key in ("version", "torch", "command", "config")}
         pairs = {role: len(record["pairs"][role]) for role in ("training", "validation")}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{config} is damaged: {error}") from error
     metrics = path / "metrics.csv"
-    finished = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.is_file() else 0
+    finished = max(0, len(read_text(metrics).splitlines()) - 1) if metrics.is_file() else 0
     there = {name: (path / name).is_file() for name in ("best.pt", "last.pt")}
     return {"kind": "run", "file": str(path), "epochs_finished": finished, "pairs": pairs, **there, **known}
 

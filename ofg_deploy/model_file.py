@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.outputs import parse_json
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 
 SCHEMA = 3  # 2: the axes of the network's grid; 3: precision, sizes, outputs
@@ -32,8 +33,20 @@ MAX_BYTES = 2 * 1024**3  # a protobuf message cannot be larger
 _SEAL_MARK = SEAL_KEY.encode() + b"\x12\x40"
 
 
-# Of ONNX's ModelProto, OperatorSetIdProto and StringStringEntryProto (onnx.proto).
+# Of ONNX's ModelProto (onnx.proto).
 _OPSET_IMPORT, _METADATA = 8, 14
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of TensorProto
+_FIXED = {1: 8, 5: 4}  # bytes of a number, by wire type
+# What holds tensors, and in which fields: message -> number of the field -> message.
+_HOLDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "training": {1: "graph", 2: "graph"},
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ class Contract:
             InputError: the record is not a contract this version understands.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             if record["schema"] != SCHEMA:
                 raise InputError(
                     f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
@@ -107,7 +120,7 @@ class Contract:
                 )
             known = {"expects": read_network_input(record["expects"]), "outputs": tuple(record["outputs"])}
             contract = cls(**{**_exactly(cls, record), **known})
-        except (ValueError, KeyError, TypeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} carries a damaged contract ({error}): export the model again") from error
@@ -194,11 +207,15 @@ def read_model(path: Path) -> SealedModel:
             if number == _METADATA:
                 entry = dict(_protobuf(value))
                 stored[bytes(entry[1]).decode()] = bytes(entry[2]).decode()
+            elif number in _HOLDS["model"]:
+                refuse_outside_weights(value, _HOLDS["model"][number], path)
             elif number == _OPSET_IMPORT:
                 entry = dict(_protobuf(value))
                 if not bytes(entry.get(1, b"")):  # the domain of ONNX itself
                     opset = entry[2]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not an ONNX file: export the model again") from error
     if CONTRACT_KEY not in stored:
         raise InputError(f"{path} carries no contract: not made by ofg export, or cut short")
@@ -209,11 +226,33 @@ def read_model(path: Path) -> SealedModel:
     return SealedModel(content, contract, opset)
 
 
+def refuse_outside_weights(message: memoryview, kind: str, path: Path) -> None:
+    """Whatever holds tensors, down to subgraphs and functions: none may lie in another file, which no seal covers.
+
+    Raises:
+        InputError: one does. ValueError, IndexError, RecursionError: not such a message.
+    """
+    for number, value in _protobuf(message):
+        if kind == "tensor":
+            if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
+                raise InputError(
+                    f"{path} keeps weights in another file, which its seal does not cover: export it again"
+                )
+        elif number in _HOLDS[kind] and isinstance(value, memoryview):
+            refuse_outside_weights(value, _HOLDS[kind][number], path)
+
+
 def _protobuf(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: integers and byte strings, which are all that these messages hold."""
+    """Number and value of each field: integers, and bytes of all others."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
+        if size := _FIXED.get(key & 7):
+            if at + size > len(message):
+                raise ValueError("a number that is cut off")
+            yield key >> 3, message[at : at + size]
+            at += size
+            continue
         value, at = _varint(message, at)
         if key & 7 == 0:
             yield key >> 3, value

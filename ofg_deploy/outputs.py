@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -10,11 +11,13 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ofg_deploy.claims import place
 from ofg_deploy.errors import InputError
 
 MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
@@ -55,43 +58,58 @@ def _check_writable(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged(paths: list[Path], overwrite: bool, obsolete: Sequence[Path] = ()) -> Iterator[list[Path]]:
-    """Yield one temporary path per final path; on success move all into place in order.
+def staged(paths: list[Path], overwrite: bool, obsolete: Callable[[], Iterable[Path]] = tuple) -> Iterator[list[Path]]:
+    """Yield one temporary path per final path; on success all get their final names in order.
 
     All final paths share one folder, which is made if needed. If the body fails nothing is left. Put the file that
-    marks completeness (a sidecar) last: an older one goes first, so that it never stands beside a mixture. Files of an
-    older set that the new one does not have are ``obsolete``; with ``overwrite`` they go too.
+    marks completeness (a sidecar) last: an older one goes first, so that it never stands beside a mixture. Of two
+    processes that write the same without ``overwrite`` one is refused; with it the set of one of them is there.
+
+    Args:
+        obsolete: files of an older set that the new one does not have; with ``overwrite`` they go too. Asked for when
+            no other process can change them any more.
 
     Raises:
-        InputError: see ``check_writable``; also a full disk or any other failure to write.
+        InputError: see ``check_writable``; also a name that another process took meanwhile, a full disk or any other
+            failure to write.
     """
     check_writable(paths, overwrite)
     folder = paths[0].parent
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_scratch(paths[-1]), dir=folder))
+        scratch = _make_scratch(folder, _scratch(paths[-1]))
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}") from error
     try:
         yield [scratch / path.name for path in paths]
-        if len(paths) > 1:  # an old mark of completeness must not stand beside a mixture of old and new files
-            paths[-1].unlink(missing_ok=True)
-        for path in obsolete if overwrite else ():
-            path.unlink(missing_ok=True)
-        for path in paths:
-            (scratch / path.name).replace(path)
+        place([(scratch / path.name, path) for path in paths], overwrite, obsolete)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for made in missing:  # innermost first; only folders we made and left empty go
-            if made.exists() and not any(made.iterdir()):
+            with suppress(OSError):
                 made.rmdir()
+
+
+def _make_scratch(folder: Path, prefix: str) -> Path:
+    for attempt in range(10):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        except FileNotFoundError:  # another process made the folder, failed, and took it away
+            if attempt == 9:
+                raise
+    raise AssertionError
 
 
 def _scratch(last: Path) -> str:
     return f".partial-{hashlib.sha256(os.fsencode(last.name)).hexdigest()[:12]}-"
+
+
+def unfinished(last: Path) -> list[Path]:
+    """What killed processes, and those that still write, have of the file that ends this set."""
+    return [found for scratch in last.parent.glob(f"{_scratch(last)}*") if (found := scratch / last.name).is_file()]
 
 
 def sweep(last: Path) -> None:
@@ -104,6 +122,31 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace one file of our own atomically (run folders, caches)."""
     with staged([path], overwrite=True) as [partial]:
         partial.write_bytes(content)
+
+
+@contextmanager
+def plainly_named(path: Path) -> Iterator[str]:
+    """A name of this file or folder that means the same to libraries which take all names for UTF-8.
+
+    Bytes of a name that are no UTF-8 end the process in some of them, and where the locale has other bytes for its
+    letters they write to another place. Such a file needs another name while it is in use: a link.
+
+    Raises:
+        InputError: there is no place for such a link.
+    """
+    if _is_plain(str(path)):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ofg-") as folder:
+        link = Path(folder, f"link{path.suffix if _is_plain(path.suffix) else ''}")
+        if not _is_plain(str(link)):
+            raise InputError(f"{path} needs a second name in letters that UTF-8 has: set TMPDIR to a folder of such")
+        link.symlink_to(path.absolute())
+        yield str(link)
+
+
+def _is_plain(name: str) -> bool:
+    return os.fsencode(name) == name.encode("utf-8", "surrogatepass")
 
 
 def to_json(record: Any) -> str:
@@ -130,9 +173,17 @@ def read_json(path: Path) -> Any:
     """What a small JSON file holds. Raises InputError as ``read_text``, or if it is none."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # the latter for lists in lists a thousand deep
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As ``json.loads``. Raises ValueError for whatever it cannot read, lists in lists a thousand deep among it."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many lists or objects in each other") from error
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -165,14 +216,31 @@ def parse_csv(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
                 rows.append(row + [""] * (len(header) - len(row)))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    names = [name.strip().lower() for name in header if name.strip()]
-    if twice := [name for name in names if names.count(name) > 1][:1]:
+    often = Counter(name.strip().lower() for name in header if name.strip())
+    if twice := [name for name, count in often.items() if count > 1][:1]:
         raise InputError(f"{path} has the column {twice[0]!r} twice")
     return header, rows
 
 
+def written(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, by which ``is_as_written`` knows it again. JSON-ready. Raises OSError."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def is_as_written(path: Path, known: dict[str, Any]) -> bool:
+    """Whether this is the very file, and no link to one. Raises KeyError and the like where ``known`` is damaged."""
+    try:
+        status = path.lstat()
+        same = stat.S_ISREG(status.st_mode) and status.st_size == known["bytes"]
+        return same and sha256_file(path) == known["sha256"]
+    except OSError:
+        return False
+
+
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes. Raises OSError where it cannot be read, or is no file: a device never ends."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
     with path.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

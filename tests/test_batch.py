@@ -190,6 +190,21 @@ def test_resume_repeats_nothing_and_refuses_what_is_not_the_same(tmp_path, image
     (out / "s4_to_atlas.json").unlink()
     assert run_cli([*arguments, "--resume"])[0] == 0
     assert list(statuses(out).values()) == ["done", "skipped", "skipped", "done"]
+    # Nor is one whole that a full or failing disk left empty or short.
+    (out / "s1_to_atlas_Warp.nii.gz").write_bytes(b"")
+    os.truncate(out / "s2_to_atlas_warped.nii.gz", 100)
+    assert run_cli([*arguments, "--resume"])[0] == 0
+    assert list(statuses(out).values()) == ["done", "done", "skipped", "skipped"]
+    # What somebody changed is not what was registered, and not ours to replace unasked.
+    changed = out / "s3_to_atlas_warped.nii.gz"
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    code, _, err = run_cli([*arguments, "--resume"])
+    assert (code, "s3_to_atlas_warped.nii.gz is not what was written" in err) == (6, True)
+    assert changed.read_bytes() == content
+    assert run_cli([*arguments, "--resume", "--overwrite"])[0] == 0
+    assert list(statuses(out).values()) == ["skipped", "skipped", "done", "skipped"]
 
 
 def test_resume_takes_no_file_of_another_pair(tmp_path, images, atlas, tiny_model, run_cli) -> None:

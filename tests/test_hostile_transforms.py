@@ -114,7 +114,7 @@ def damaged(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("ending", [".mat", ".txt", ".tfm"])
-def test_mutated_linear_transforms(tmp_path, grid, sitk_affine, some_affine, ending, capfd):
+def test_mutated_linear_transforms(tmp_path, grid, sitk_affine, some_affine, ending, capfd, monkeypatch):
     path = tmp_path / f"seed{ending}"
     sitk.WriteTransform(sitk_affine(some_affine), str(path))
     content, rng, outcomes = path.read_bytes(), np.random.default_rng(3), Counter[str]()
@@ -195,9 +195,8 @@ def test_damaged_composites_crash_a_process_of_their_own(tmp_path, grid, monkeyp
 
 def test_composites_where_memory_cannot_be_limited(tmp_path, grid, monkeypatch):
     """As on macOS, where the limit itself is refused."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import resource\ndef refuse(*_):\n    raise ValueError('current limit exceeds maximum limit')\n"
-        "resource.setrlimit = refuse\n"
+    (tmp_path / "resource.py").write_text(
+        "RLIMIT_AS = 9\ndef setrlimit(*_):\n    raise ValueError('current limit exceeds maximum limit')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "Composite.h5"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,75 @@ def test_another_opset_is_refused(opset, tiny_model, tmp_path):
     for read in (read_model, open_engine):
         with pytest.raises(InputError, match=f"has ONNX opset {opset}, fp32 models have 20"):
             read(path)
+
+
+def external(tensor: Any) -> Any:
+    """The tensor with its numbers elsewhere."""
+    import onnx
+
+    moved = onnx.TensorProto()
+    moved.CopyFrom(tensor)
+    moved.ClearField("raw_data")
+    moved.data_location = onnx.TensorProto.EXTERNAL
+    entry = moved.external_data.add()
+    entry.key, entry.value = "location", "/etc/hostname"
+    return moved
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "initializer",
+        "entries alone",
+        "constant",
+        "list",
+        "sparse",
+        "subgraph",
+        "function",
+        "default",
+        "training",
+    ],
+)
+def test_weights_outside_of_the_file_are_refused(tiny_model, tmp_path, where):
+    """The seal covers this file alone, and ONNX Runtime would read the other one."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(tiny_model().path)
+    tensor = external(onnx.numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    if where == "entries alone":
+        tensor.ClearField("data_location")
+    graph = helper.make_graph([], "inner", [], [], [tensor])
+    node = helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.ones(2, np.float32)))
+    node.attribute.add(name="ratio", type=onnx.AttributeProto.FLOAT, f=0.25)  # a number of four bytes on the way
+    model.graph.node.append(node)
+    attribute = node.attribute.add(name="x")
+    if where in ("initializer", "entries alone"):
+        model.graph.initializer.append(tensor)
+    elif where == "constant":
+        attribute.t.CopyFrom(tensor)
+    elif where == "list":
+        attribute.tensors.append(tensor)
+    elif where == "sparse":
+        model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    elif where == "subgraph":
+        attribute.g.CopyFrom(graph)
+    elif where == "function":
+        model.functions.add().node.add().attribute.add(name="v").t.CopyFrom(tensor)
+    elif where == "default":
+        model.functions.add().attribute_proto.add(name="v").graphs.append(graph)
+    else:
+        model.training_info.add().algorithm.CopyFrom(graph)
+    model.graph.node[-1].CopyFrom(node)
+    for entry in model.metadata_props:
+        if entry.key == SEAL_KEY:
+            entry.value = UNSEALED
+    path = tmp_path / "m.onnx"
+    path.write_bytes(seal(model.SerializeToString()))
+    with pytest.raises(InputError, match="keeps weights in another file"):
+        read_model(path)
+    if where not in ("initializer", "entries alone"):
+        return
+    del model.graph.initializer[-1]
+    path.write_bytes(seal(model.SerializeToString()))
+    assert read_model(path).opset == 20

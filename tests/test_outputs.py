@@ -20,8 +20,8 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 def test_files_appear_together_in_the_order_given(tmp_path, monkeypatch):
     moved = []
-    original = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(target.name) or original(self, target))
+    original = os.link
+    monkeypatch.setattr(os, "link", lambda file, target: moved.append(target.name) or original(file, target))
     finals = [tmp_path / "new" / "deep" / name for name in ("b.txt", "a.txt", "last.json")]
     with staged(finals, overwrite=False) as partials:
         for path in partials:
@@ -102,7 +102,7 @@ def test_what_is_obsolete_goes_with_overwrite_alone(tmp_path):
     paths, old = [tmp_path / "a", tmp_path / "b"], tmp_path / "old"
     old.write_text("somebody's")
     for overwrite in (False, True):
-        with staged(paths, overwrite, [old]) as partials:
+        with staged(paths, overwrite, lambda: [old]) as partials:
             for path in partials:
                 path.write_text("new")
         assert old.exists() is not overwrite

@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from ofg_deploy.field import jacobian_determinant, resample, total_displacement_mm, warp
 from ofg_deploy.geometry import Grid, canonical, lattice, network_grid, transform_points
-from ofg_deploy.transform.dialects import ON_ONE_GRID, Registration, load_map, roundtrip_mm, write
+from ofg_deploy.transform.dialects import ON_ONE_GRID, Registration, load_linear, load_map, roundtrip_mm, write
 from ofg_deploy.transform.inverse import invert
-from ofg_deploy.transform.itk import load_affine, read_composite, save_affine
+from ofg_deploy.transform.itk import read_composite, save_affine
 from ofg_deploy.transform.maps import Chain, LinearMap, field_map
 
 always_the_same = settings(max_examples=20, deadline=None, derandomize=True, database=None)
@@ -122,7 +122,7 @@ def test_inverting_and_applying_comes_home(grid: Grid, affine: np.ndarray, seed:
 def test_an_affine_file_holds_the_affine(affine: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_affine(Path(folder) / "a.mat", affine)
-        np.testing.assert_allclose(load_affine(Path(folder) / "a.mat"), affine, atol=1e-9, rtol=1e-9)
+        np.testing.assert_allclose(load_linear(Path(folder) / "a.mat"), affine, atol=1e-9, rtol=1e-9)
 
 
 @always_the_same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -30,9 +31,12 @@ def test_the_sidecar_says_what_was_read_run_and_written(tmp_path, files, tiny_mo
     result = register(job, open_engine(tiny_model(init=init).path, "cpu"))
     record = json.loads(result.outputs["sidecar"].read_text())
     assert record == json.loads(json.dumps(result.sidecar))
+    for role, name in record["outputs"].items():
+        content = (tmp_path / "out" / name).read_bytes()
+        assert record["written"][role] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert set(record) == {
         "schema", "tool", "version", "created", "command", "inputs", "outputs", "transform", "model", "network_grid",
-        "init", "runtime", "metrics", "seconds", "warnings", "start", "options", "fill",
+        "init", "runtime", "metrics", "seconds", "warnings", "start", "options", "fill", "written",
     }  # fmt: skip
     assert (record["schema"], record["tool"], record["version"]) == (1, "ofg_deploy", __version__)
     given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
@@ -77,8 +81,8 @@ def test_the_jobs_init_wins_over_the_models(tmp_path, files, tiny_model):
 
 def test_the_sidecar_is_the_last_file_to_appear(tmp_path, files, engine, monkeypatch):
     moved = []
-    original = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(target.name) or original(self, target))
+    original = os.link
+    monkeypatch.setattr(os, "link", lambda file, target: moved.append(target.name) or original(file, target))
     register(Job(*files[:2], tmp_path / "out"), engine)
     assert moved == ["mov_to_fix_warped.nii.gz", "mov_to_fix_Warp.nii.gz", "mov_to_fix.json"]
 

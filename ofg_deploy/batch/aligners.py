@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 
-from ofg_deploy.child import without_interrupts
-from ofg_deploy.errors import DeviceError
+from ofg_deploy.child import Child, apart
+from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import IMAGE_BASED, Start
+
+Align = Callable[[Start, Volume, Volume], Matrix]
 
 
 class Aligners:
@@ -27,52 +31,94 @@ class Aligners:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._one_alone = threading.Lock()
         self._closed = False
 
     def align(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
         """(4, 4) moving_from_fixed.
 
         Raises:
-            AlignerDied: a process died. CancelledError: ``close`` was called. Otherwise as ``Start.moving_from_fixed``.
+            AlignerDied: this start ends the process that looks for it. CancelledError: ``close`` was called. Otherwise
+                as ``Start.moving_from_fixed``.
         """
         if start.matrix is not None or start.init not in IMAGE_BASED:
             return start.moving_from_fixed(fixed, moving)
+        pool, asked = self._submit(start, fixed, moving)
         try:
-            return self._submit(start, fixed, moving).result()
-        except BrokenProcessPool as error:
-            if self._closed:
-                raise CancelledError from error
-            raise AlignerDied(
-                "a process that looks for the affine start died, perhaps for want of memory: use fewer --workers"
-            ) from error
+            return asked.result()
+        except BrokenProcessPool:
+            # One of the starts under way ended its process, or memory ran out; all of them failed with it. Which one it
+            # was shows when each is tried alone.
+            self._forget(pool)
+            return self._alone(start, fixed, moving)
 
     def close(self) -> None:
         """End the processes, at once: they write nothing."""
         with self._lock:
             self._closed = True
-        if self._pool:
-            for process in multiprocessing.active_children():  # this process has no others
-                process.terminate()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            pool = self._pool
+        for process in multiprocessing.active_children():  # this process has no others
+            process.terminate()
+        if pool:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> Future[Matrix]:
-        with self._lock:
-            if self._closed:
-                raise CancelledError
+    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> tuple[ProcessPoolExecutor, Future[Matrix]]:
+        with self._lock, apart():
+            self._go_on()
             if self._pool is None:
                 # Not forked: the threads of this process would be missing there, and whatever they had locked.
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self._count, context, _begin)
-            with without_interrupts():
-                return self._pool.submit(_align, start, fixed, moving)
+                self._pool = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), _begin)
+            try:
+                return self._pool, self._pool.submit(_align, start, fixed, moving)
+            except BrokenProcessPool as error:  # it was found broken before anybody asked
+                broken: Future[Matrix] = Future()
+                broken.set_exception(error)
+                return self._pool, broken
+
+    def _forget(self, pool: ProcessPoolExecutor) -> None:
+        """The next start gets a new pool."""
+        with self._lock:
+            self._go_on()
+            if self._pool is pool:
+                self._pool = None
+                pool.shutdown(wait=False)
+
+    def _alone(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
+        with self._one_alone:
+            self._go_on()
+            try:
+                what = "that looked for the affine start"
+                with Child(what, _align_alone, _align, start, fixed, moving) as child:
+                    answer = child.receive()
+            except DeviceError as error:
+                self._go_on()
+                raise AlignerDied(
+                    f"{error}, for {moving.path} on {fixed.path}: align them first and use --init none, or use fewer "
+                    "--workers if memory is short"
+                ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        matrix: Matrix = answer
+        return matrix
+
+    def _go_on(self) -> None:
+        if self._closed:
+            raise CancelledError
 
 
-class AlignerDied(DeviceError):
-    """No later pair of the batch could find its start either."""
+class AlignerDied(InputError):
+    """A start that ends its process also when it is the only one."""
 
 
 def _align(start: Start, fixed: Volume, moving: Volume) -> Matrix:
     return start.moving_from_fixed(fixed, moving)
+
+
+def _align_alone(connection: Connection, work: Align, start: Start, fixed: Volume, moving: Volume) -> None:
+    try:
+        connection.send(work(start, fixed, moving))
+    except Exception as error:  # as a pool hands over whatever is raised
+        connection.send(error)
 
 
 def _begin() -> None:

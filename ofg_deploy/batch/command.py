@@ -89,7 +89,7 @@ def register(pairs: list[Pair], out: Path, means: Means, running: Running, comma
         if choice.reason:
             console.print(f"runtime {choice.runtime}: {choice.reason}", soft_wrap=True)
     means = replace(means, out=record.out, resume=running.resume, shared=shared(mine))
-    with _executor(running, means) as executor:
+    with record.alone(), _executor(running, means) as executor:
         facts = executor.facts
         _check(mine, facts.contract, running.resume)
         said = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider

@@ -7,7 +7,7 @@ from typing import Any
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import read_json, sha256_file
+from ofg_deploy.outputs import is_as_written, read_json, sha256_file
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
 
@@ -25,15 +25,29 @@ def is_done(job: Job, engine: Engine) -> bool:
         _check_nobodys(outputs)
         return False
     try:
-        others = differences(job, engine, read_json(outputs["sidecar"]))
-    except (InputError, KeyError, TypeError, AttributeError):
+        record = read_json(outputs["sidecar"])
+        if not (others := differences(job, engine, record)):
+            whole, changed = _whole({p: record["written"][role] for role, p in outputs.items() if role != "sidecar"})
+    except (InputError, KeyError, TypeError, AttributeError, ValueError):
         others = ["sidecar"]
     if others:
         raise InputError(
             f"{outputs['sidecar']} was made from or by another {', '.join(others)}: choose another output, or redo it "
             "with --overwrite"
         )
-    return all(path.exists() for path in outputs.values())
+    if changed:
+        raise InputError(
+            f"{changed} is not what was written with {outputs['sidecar'].name}: choose another output, or redo it with "
+            "--overwrite"
+        )
+    return whole
+
+
+def _whole(known: dict[Path, dict[str, Any]]) -> tuple[bool, Path | None]:
+    """Whether all files are as they were written; if not, one that is neither missing nor cut short but another."""
+    bad = [path for path, file in known.items() if not is_as_written(path, file)]
+    changed = [path for path in bad if path.exists() and path.stat().st_size >= known[path]["bytes"]]
+    return not bad, changed[0] if changed else None
 
 
 def differences(job: Job, engine: Engine, record: dict[str, Any]) -> list[str]:

@@ -74,6 +74,7 @@ class Engines:
             raise UsageError(f"--batch-size {batch_size}: {engines[0].runtime} runs one pair at a time: leave it out")
         self.first = engines[0]
         self.count = len(engines)
+        self._every = tuple(engines)
         self.busy_s = 0.0
         self._batch_size = batch_size
         self._free: queue.Queue[Engine] = queue.Queue()
@@ -96,6 +97,12 @@ class Engines:
         finally:
             self._free.put(engine)
         return mine.answer.result()
+
+    def stop(self) -> None:
+        """End what runs, where the runtime can be stopped: a run may take long, or never end."""
+        for engine in self._every:
+            if stop := getattr(engine, "stop", None):
+                stop()
 
     def difference(self) -> float:
         """Largest change of a field, in voxels, by a full batch instead of a pair alone; tried on noise.

@@ -6,16 +6,19 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.batch.work import Means, Outcome, Worker, sidecar_of
 from ofg_deploy.errors import DeviceError, OfgError
+from ofg_deploy.extras import not_installed
+from ofg_deploy.telemetry import quiet
 
 START_S = 300.0  # for a first actor to load its engine
 DEATHS = 2  # of actors that had a pair under way: it may be the pair that kills them
@@ -34,16 +37,17 @@ class OnRay:
     """
 
     def __init__(self, means: Means, address: str | None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
         try:
-            import ray
+            with quiet():
+                import ray
         except ImportError as error:
-            raise DeviceError("Ray is not installed: pip install 'ofg-deploy[ray]'") from error
+            raise not_installed("ray") from error
         self._ray, self._means = ray, means
         address = address or os.environ.get("RAY_ADDRESS", "auto")
         try:
             _check_answers(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            with _elsewhere():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError, SystemExit) as error:  # a failed connection makes Ray exit
             reason = " ".join(str(error).split()) or "no answer"
             raise DeviceError(
@@ -142,6 +146,20 @@ class OnRay:
             if isinstance(error.cause, OfgError | CancelledError):
                 raise error.cause from None
             raise
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Ray's workers look for modules first where its driver stands when it connects: let that be this package's folder.
+
+    Nobody else is at work yet in this process, whose current folder it is.
+    """
+    here = Path.cwd()
+    os.chdir(Path(__file__).parents[2])
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 def _check_answers(address: str) -> None:

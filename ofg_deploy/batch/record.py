@@ -6,6 +6,8 @@ import csv
 import io
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 from ofg_deploy import __version__
 from ofg_deploy.batch.pairs import Pair, Part
 from ofg_deploy.batch.work import Outcome, Status
+from ofg_deploy.claims import held
+from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import sweep, to_json, write_bytes
 
 SCHEMA = 1
@@ -67,6 +71,23 @@ class Record:
         found = Counter(outcome.status for outcome in self.outcomes.values())
         of: dict[Status, int] = {status: found[status] for status in ("done", "skipped", "failed")}
         return {**of, "pending": len(self.pairs) - sum(of.values())}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one process at a time. Raises InputError if another one does these pairs, or there is no writing here."""
+        made = not self.out.exists()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write into {self.out}: {error.strerror or error}") from error
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            with held(lock, 0.0, f"another process is at work on the batch in {self.out}: wait for it"):
+                yield
+        finally:
+            if made:
+                with suppress(OSError):  # where something was written
+                    self.out.rmdir()
 
     def begin(self) -> None:
         """Clear away what a killed run left of these files; write the first record."""

@@ -137,6 +137,7 @@ class Worker:
     def close(self) -> None:
         """Stop what is under way before its next stage, end the processes."""
         self.stop.set()
+        self.engines.stop()
         self._aligners.close()
 
     def run(self, pair: Pair, again: bool = False) -> Outcome:

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError
+from ofg_deploy.extras import explained
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Shape
 from ofg_deploy.model_file import Contract
 from ofg_deploy.serve.engine import open_engine
+from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,9 +65,10 @@ class Candidate:
         loaded |= {str(self.runtime)} - {*EAGER, "tensorrt"}  # whose module has two names, chosen when it is opened
         loaded |= {"ofg_deploy.train.guidance"} if self.steps else set()
         try:
-            list(map(importlib.import_module, sorted(loaded)))
+            with quiet():
+                list(map(importlib.import_module, sorted(loaded)))
         except ImportError as error:
-            raise DeviceError(f"{error.name} is not installed") from error
+            raise explained(error) or DeviceError(f"{error.name} cannot be imported: {error}") from error
 
     def open(self) -> tuple[Predict, str]:
         """Ready to run, and what runs it.

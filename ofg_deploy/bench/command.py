@@ -15,6 +15,7 @@ from ofg_deploy.bench.proof import ProofOptions, prove, turns
 from ofg_deploy.bench.table import measure_table
 from ofg_deploy.errors import UsageError
 from ofg_deploy.export.progress import bars_on, terminal
+from ofg_deploy.extras import need
 from ofg_deploy.outputs import check_writable, staged, to_json
 
 MB = 1e6
@@ -49,6 +50,8 @@ def bench_table(
     """
     if plot and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
+    if plot:
+        need("matplotlib")
     check_writable([path for path in (json, plot) if path], overwrite)
     console = terminal()
     with bars_on(console) as bars:

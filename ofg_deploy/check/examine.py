@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.appearance import Look
@@ -16,7 +17,7 @@ from ofg_deploy.check.header import Unit
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
-from ofg_deploy.nifti_file import NIFTI_NAME, open_nifti
+from ofg_deploy.nifti_file import NIFTI_NAME, NiftiFile, open_nifti
 from ofg_deploy.transform.positions import transform_named
 
 
@@ -61,13 +62,20 @@ def examine(path: Path, max_voxels: int, unit: Unit | None = None, nan: float | 
         return Examined(path, (_unusable(path, error),))
     try:
         check_volume(nifti)
-        data = nifti.read().reshape(nifti.shape[:3], order="F")
+        data = nifti.read(_in_memory(nifti)).reshape(nifti.shape[:3], order="F")
     except InputError as error:
         known = any(f.about == "shape" and f.severity == "error" for f in found.findings)
         findings = found.findings if known else (*found.findings, _unusable(path, error))
         return Examined(path, findings, found.grid, found.code, found.in_mm)
     data, summary, more = voxels.look(nifti, data, nan)
     return Examined(path, (*found.findings, *more), found.grid, found.code, found.in_mm, data, summary)
+
+
+def _in_memory(nifti: NiftiFile) -> np.dtype[Any] | None:
+    """As stored, but real numbers of eight bytes as float32, as they are registered: a small file may promise many."""
+    slope, inter = (float(nifti.header[key]) for key in ("scl_slope", "scl_inter"))
+    scaled = slope not in (0, 1) or inter != 0  # which makes them real
+    return np.dtype(np.float32) if scaled or nifti.on_disk.kind == "f" else None
 
 
 def _unusable(path: Path, error: InputError) -> Finding:

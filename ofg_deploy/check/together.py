@@ -41,7 +41,7 @@ def compare(first: Examined, other: Examined) -> list[Finding]:
         findings.append(Finding("warning", "overlap", text, "compare both in a viewer before registering"))
     if first.look is None or other.look is None or first.data is None or other.data is None:
         return findings
-    images = [Volume(f.data.astype(np.float32), f.grid, f.path) for f in (first, other)]  # type: ignore[union-attr,arg-type]
+    images = [Volume(f.data.astype(np.float32, copy=False), f.grid, f.path) for f in (first, other)]  # type: ignore[union-attr,arg-type]
     if first.look.ct != other.look.ct:
         ct = name if first.look.ct else other.path.name
         text = f"{ct} holds CT numbers, the other does not"
@@ -63,7 +63,7 @@ def beside_model(file: Examined, contract: Contract) -> list[Finding]:
         return []
     expects = contract.expects
     recipe, findings = expects.intensity, []
-    image = Volume(file.data.astype(np.float32), file.grid, file.path)
+    image = Volume(file.data.astype(np.float32, copy=False), file.grid, file.path)
     try:
         unit, empty, _ = normalised(image, recipe)
     except InputError as error:

@@ -9,6 +9,7 @@ import typer
 
 from ofg_deploy.cli.app import InitOption, Overwrite, RecipeOption, app
 from ofg_deploy.errors import UsageError
+from ofg_deploy.extras import need
 
 ModuleOption = Literal["auto", "tensorrt", "tensorrt_rtx"]
 PrecisionOption = Literal["fp32", "fp16", "bf16", "int8", "auto"]
@@ -86,6 +87,9 @@ def export(
     if trt and precision == "int8":
         raise UsageError("--trt --precision int8: int8 models are for the CPU runtimes, build engines of fp32 or fp16")
     from ofg_deploy.catalogue import is_name, source_path
+
+    from_weights = source is None or source_path(source).suffix != ".onnx"
+    need(*(("filelock",) if trt else ()), *(("torch", "onnx", "onnxscript") if from_weights else ()))
     from ofg_deploy.export import command
     from ofg_deploy.export.request import BareOptions
     from ofg_deploy.export.toolchain import BuildOptions

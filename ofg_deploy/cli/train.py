@@ -9,6 +9,7 @@ import typer
 
 from ofg_deploy.cli.app import DeviceOption, InitOption, app
 from ofg_deploy.errors import UsageError
+from ofg_deploy.extras import need
 
 GuidanceOption = Literal["ofg", "none"]
 OptimiserOption = Literal["adam", "greedy", "multilevel"]
@@ -195,6 +196,7 @@ def train(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m ofg_deploy train ...
     """
+    need("torch", "lightning_fabric", "tensorboard", "matplotlib", "filelock")
     from ofg_deploy.train import command
     from ofg_deploy.train.config import TrainConfig, settle_guidance
     from ofg_deploy.train.recipes import Options, split_recipes

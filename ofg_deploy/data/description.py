@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Shape, Spacing
-from ofg_deploy.outputs import to_json, write_bytes
+from ofg_deploy.outputs import read_json, to_json, write_bytes
 
 FORMAT = "ofg-deploy dataset"
 SCHEMA = 1
@@ -125,8 +124,8 @@ def is_dataset(path: Path) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        record = read_json(path)
+    except InputError:
         return False
     return isinstance(record, dict) and record.get("format") == FORMAT
 
@@ -167,15 +166,13 @@ def read_dataset(path: Path) -> Dataset:
         InputError: missing, of another schema, or with keys, types or ids that do not fit.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
+        record = read_json(path)
         if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("schema") != SCHEMA:
             raise InputError(f"{path} is not a {FORMAT} of schema {SCHEMA}: make it with ofg data")
         return _from_record(record, path.parent.absolute())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 

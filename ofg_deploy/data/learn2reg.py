@@ -5,7 +5,6 @@ Images and labels are used where they lie (or where the zip was extracted): the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ofg_deploy.data.description import Dataset, Subject
 from ofg_deploy.data.volumes import started
 from ofg_deploy.errors import InputError
 from ofg_deploy.nifti import load_grid, stem
+from ofg_deploy.outputs import read_json
 
 MODALITY = {"OASIS": "MR T1", "AbdomenCTCT": "CT"}
 LABELS = {"OASIS": names.OASIS, "AbdomenCTCT": names.ABDOMEN_CT}
@@ -34,11 +34,13 @@ def convert(source: Path, folder: Path, task: str, each: Each) -> Dataset:
     description = _find(source, task)
     root = description.parent
     try:
-        record = json.loads(description.read_text(encoding="utf-8-sig"))
+        record = read_json(description)
         training = [_subject(root, entry) for entry in record["training"]]
         test = [_subject(root, entry) for entry in record.get("test", [])]
         listed = [(_id(p["fixed"]), _id(p["moving"])) for p in record["registration_val"]]
         test_pairs = [(_id(p["fixed"]), _id(p["moving"])) for p in record.get("registration_test", [])]
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{description} is not as Learn2Reg writes it: {type(error).__name__} {error}") from error
     validating = {i for pair in listed for i in pair}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ofg_deploy.errors import BatchError, InputError, OfgError, UsageError
+from ofg_deploy.errors import BatchError, InputError, OfgError
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
+from ofg_deploy.extras import need
 from ofg_deploy.outputs import check_writable, read_csv, read_json
 from ofg_deploy.transform.tables import PointsFrame
 
@@ -38,8 +38,8 @@ def run(
     check_writable(outputs(out), overwrite)
     pairs = find_pairs(source, labels)
     names = load_names(label_names) if label_names else None
-    if any(pair.fixed_labels for pair in pairs) and find_spec("matplotlib") is None:
-        raise UsageError("the box plot needs matplotlib: pip install 'ofg-deploy[report]'")
+    if any(pair.fixed_labels for pair in pairs):
+        need("matplotlib")  # for the box plot
     done: list[Evaluation] = []
     failures: list[Failure] = []
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as progress:

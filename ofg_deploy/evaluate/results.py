@@ -89,7 +89,7 @@ def write(
     absent = {"labels.csv": not labels, "boxplot.png": not labels, "failures.csv": not failures}
     kept = [path for path in outputs(folder) if not absent.get(path.name)]
     obsolete = [path for path in outputs(folder) if absent.get(path.name)]
-    with staged(kept, overwrite, obsolete) as paths:
+    with staged(kept, overwrite, lambda: obsolete) as paths:
         for path in paths:
             content[path.name](path)
     return kept
@@ -142,4 +142,4 @@ def _table(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")  # bytes of a name that are no text are shown as such

@@ -14,7 +14,7 @@ from pathlib import Path
 from ofg_deploy.errors import InputError
 from ofg_deploy.export.tensorrt import Built
 from ofg_deploy.export.toolchain import Toolchain
-from ofg_deploy.outputs import staged, to_json
+from ofg_deploy.outputs import parse_json, staged, to_json
 from ofg_deploy.serve.engine_file import Tensor
 
 
@@ -70,13 +70,13 @@ def build_once(
 def _read(plan: Path, facts: Path) -> Built | None:
     """What is kept, unless it is incomplete or damaged: then it is as good as absent."""
     try:
-        content, record = plan.read_bytes(), json.loads(facts.read_text())
+        content, record = plan.read_bytes(), parse_json(facts.read_bytes())
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             return None
         tensors = tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in record["tensors"])
         profile = {n: (tuple(a), tuple(b), tuple(c)) for n, (a, b, c) in record["profile"].items()}
         return Built(content, tensors, profile, int(record["layers"]), float(record["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -14,6 +14,7 @@ import onnx
 from ofg_deploy.errors import UsageError
 from ofg_deploy.preprocess import PreparedPair
 from ofg_deploy.serve.openvino import VELOCITY
+from ofg_deploy.telemetry import quiet
 
 HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
@@ -37,7 +38,8 @@ def quantise(model: onnx.ModelProto, pairs: list[PreparedPair]) -> onnx.ModelPro
     """
     if not pairs:
         raise UsageError("int8 is calibrated on training pairs: export a run folder, or give --pairs with a checkpoint")
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    with quiet():
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     own = onnx.ModelProto()
     own.CopyFrom(model)  # the tool changes what it is given

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import read_csv, read_text
+from ofg_deploy.outputs import parse_json, read_csv, read_text
 from ofg_deploy.pair_list import called
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import Failure
@@ -46,8 +45,8 @@ def _pairs(folder: Path) -> list[Path]:
 
 def _is_pair(path: Path) -> bool:
     try:
-        record: Any = json.loads(read_text(path))
-    except (ValueError, RecursionError):  # InputError is one, too
+        record: Any = parse_json(read_text(path))
+    except ValueError:  # InputError is one, too
         return True
     return isinstance(record, dict) and record.get("tool") == "ofg_deploy" and "transform" in record
 
@@ -60,9 +59,9 @@ def _since(table: Path, found: Sequence[Registration | Failure]) -> set[str]:
             created[entry.name] = entry.record["created"]
     batch = table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")
     try:
-        written = json.loads(read_text(batch))["written"]
+        written = parse_json(read_text(batch))["written"]
         return {name for name, at in created.items() if at > written}  # both UTC, to the second
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return set()
 
 

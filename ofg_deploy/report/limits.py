@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ofg_deploy.errors import UsageError
-from ofg_deploy.outputs import read_text
+from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.outputs import parse_json, read_text
 from ofg_deploy.report.measures import CUT, JUDGED
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -103,10 +102,12 @@ class Limits:
 
 def _of_file(path: Path) -> list[tuple[str, float | Limit]]:
     try:
-        return [(key, _limit(value)) for key, value in json.loads(read_text(path)).items()]
+        return [(key, _limit(value)) for key, value in parse_json(read_text(path)).items()]
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    except (AttributeError, json.JSONDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (AttributeError, ValueError) as error:
         raise UsageError(f'{path} is no JSON object of limits, as {{"folding_percent": 0.5}} is: {error}') from error
 
 

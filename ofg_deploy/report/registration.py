@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +13,11 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Matrix
-from ofg_deploy.outputs import read_text, sha256_file
+from ofg_deploy.nifti import FARTHEST_MM
+from ofg_deploy.outputs import parse_json, read_text, sha256_file
 from ofg_deploy.report.measures import GAINS
 
+MOST = 1e30  # of any measure
 SCHEMA = 1  # of the sidecars this version reads
 
 
@@ -44,11 +44,11 @@ class Registration:
     def record(self) -> dict[str, Any]:
         """The sidecar's content. Raises InputError if it is missing, damaged or not one of ours."""
         try:
-            record = json.loads(read_text(self.sidecar))
+            record = parse_json(read_text(self.sidecar))
             known = record["tool"] == "ofg_deploy" and record["schema"] == SCHEMA
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.sidecar} is not a readable sidecar of ofg register: {error!r}") from error
         if not known:
             raise InputError(f"{self.sidecar} is not a sidecar this version reads (ofg_deploy, schema {SCHEMA})")
@@ -122,7 +122,7 @@ class Registration:
         """(4, 4) world mm, where the registration started. Raises InputError if the sidecar does not say so."""
         try:
             matrix = np.array(self.record["start"]["moving_from_fixed"], dtype=np.float64)
-            if matrix.shape == (4, 4) and np.isfinite(matrix).all() and np.linalg.det(matrix):
+            if matrix.shape == (4, 4) and (np.abs(matrix) <= FARTHEST_MM).all() and np.linalg.det(matrix):
                 return matrix
         except (KeyError, TypeError, ValueError, OverflowError):
             pass
@@ -152,11 +152,12 @@ class Registration:
         if value is None:
             return None
         try:
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            # Beyond it differences and sums would be infinite.
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST:
                 return float(value)
         except OverflowError:  # whole numbers of JSON have no end
             pass
-        raise InputError(f"{self.sidecar} is a damaged sidecar: {key} is {value!r}, no finite number")
+        raise InputError(f"{self.sidecar} is a damaged sidecar: {key} is {repr(value)[:40]}, no finite number")
 
 
 @lru_cache(maxsize=4096)

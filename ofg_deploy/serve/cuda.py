@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError
+from ofg_deploy.extras import not_installed
 
 
 @dataclass(frozen=True)
@@ -143,5 +144,5 @@ def _api() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise DeviceError("cuda-python is not installed: pip install ofg-deploy[trt] or ofg-deploy[rtx]") from error
+        raise not_installed("cuda") from error
     return runtime

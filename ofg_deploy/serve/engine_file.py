@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import Contract
-from ofg_deploy.outputs import sha256_file, to_json
+from ofg_deploy.outputs import parse_json, sha256_file, to_json
 from ofg_deploy.serve.cuda import Gpu
 
 SCHEMA = 2  # 2: parity; the precision is the model's
@@ -111,7 +111,7 @@ def read_record(engine: Path) -> EngineRecord:
         if file.stat().st_size > most:
             raise InputError(f"{file} is larger than any that ofg export writes: build the engine again")
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
         if record["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {record['schema']}, this version reads {SCHEMA}: build it again")
         if record.pop("sha256") != _seal(record):
@@ -134,7 +134,7 @@ def read_record(engine: Path) -> EngineRecord:
                 "command": tuple(record["command"]),
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} was changed or damaged ({error}): build the engine again") from error

@@ -12,7 +12,7 @@ import numpy as np
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.outputs import read_json
+from ofg_deploy.outputs import is_as_written, read_json, unfinished
 from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
@@ -163,12 +163,13 @@ class Job:
         return {**every, "sidecar": sidecar}
 
     def obsolete(self, init: Init | Path) -> list[Path]:
-        """What an earlier registration of this pair may have left, or says it left, and this one does not write."""
-        every, wanted = self._every_output(), set(self.outputs(init).values())
-        # By BIDS labels of T1w and T2w are called alike, and the inverse like the transform of the pair turned round:
-        # only a sidecar tells whose they are.
-        mine = () if Names(self.fixed, self.moving).by_bids else every.values()
-        return [path for path in {*mine, *_listed(every["sidecar"])} if path not in wanted]
+        """Files of earlier registrations of this pair that this one does not write, and that nobody has changed since.
+
+        Only what a sidecar of this pair proves: that it was written as it is now. A sidecar that a killed process had
+        ready counts, too.
+        """
+        sidecar, wanted = self._every_output()["sidecar"], set(self.outputs(init).values())
+        return sorted({path for each in (sidecar, *unfinished(sidecar)) for path in _proven(each, self.out, wanted)})
 
     def _every_output(self) -> dict[str, Path]:
         every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
@@ -205,11 +206,14 @@ def parse_init(text: str | None) -> Init | Path | None:
     return Path(text)
 
 
-def _listed(sidecar: Path) -> list[Path]:
-    """Files beside it that an older sidecar of ours names."""
+def _proven(sidecar: Path, folder: Path, but: set[Path]) -> list[Path]:
+    """Files in this folder that a sidecar of ours names, each as it was written, but for these."""
     try:
         record = read_json(sidecar)
-        named = record["outputs"].values() if record["tool"] == "ofg_deploy" else []
-        return [sidecar.with_name(name) for name in named if Path(name).name == name]
+        if record["tool"] != "ofg_deploy":
+            return []
+        named = [(name, record["written"][role]) for role, name in record["outputs"].items()]
+        plain = [(folder / name, known) for name, known in named if Path(name).name == name not in ("", ".", "..")]
+        return [path for path, known in plain if path not in but and is_as_written(path, known)]
     except (InputError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
         return []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError, UsageError
+from ofg_deploy.extras import not_installed
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import read_model
+from ofg_deploy.serve.interrupts import interruptible
+from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -26,11 +31,10 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, device: Device, threads: int, gpu: int = 0) -> None:
         sealed = read_model(path)
         try:
-            import onnxruntime
+            with quiet():
+                import onnxruntime
         except ImportError as error:
-            raise DeviceError(
-                "ONNX Runtime is not installed: pip install ofg-deploy[cpu] or ofg-deploy[gpu]"
-            ) from error
+            raise not_installed("onnxruntime") from error
         offered = onnxruntime.get_available_providers()
         if device == "auto":
             device = "cuda" if PROVIDERS["cuda"] in offered else "cpu"
@@ -55,6 +59,10 @@ class OnnxRuntimeEngine:
         used = self._session.get_providers()
         if used[0] != wanted:
             raise DeviceError(f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}")
+        self._run_options = onnxruntime.RunOptions
+        self._under_way: list[Any] = []
+        self._stopped = False
+        self._changing = threading.Lock()
         self.contract = sealed.contract
         self.model_sha256 = sealed.sha256
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -81,11 +89,27 @@ class OnnxRuntimeEngine:
 
     def _outputs(self, names: Sequence[str], inputs: dict[str, npt.NDArray[np.float32]]) -> list[Field]:
         """DeviceError: on a grid it takes, a network fails for reasons that are no pair's own."""
+        options = self._run_options()
+        with self._changing:
+            options.terminate = self._stopped
+            self._under_way.append(options)
         try:
-            found: list[Field] = self._session.run(names, inputs)
+            found: list[Field] = interruptible(
+                partial(self._session.run, names, inputs, options), partial(setattr, options, "terminate", True)
+            )
         except Exception as error:  # its exception types share no base class
             raise DeviceError(f"{self.runtime} failed on {self.provider}: {_first_line(error)}") from error
+        finally:
+            with self._changing:
+                self._under_way.remove(options)
         return found
+
+    def stop(self) -> None:
+        """End what runs now and whatever would run later, each with a DeviceError."""
+        with self._changing:
+            self._stopped = True
+            for options in self._under_way:
+                options.terminate = True
 
 
 def offers_cuda() -> bool:
@@ -95,7 +119,8 @@ def offers_cuda() -> bool:
     if not any(list(Path(folder).glob("capi/*onnxruntime_providers_cuda*")) for folder in folders):
         return False  # the import, which would say the same, takes a sixth of a second
     try:
-        import onnxruntime
+        with quiet():
+            import onnxruntime
     except ImportError:
         return False
     return PROVIDERS["cuda"] in onnxruntime.get_available_providers()

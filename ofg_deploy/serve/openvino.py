@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError, InputError
+from ofg_deploy.extras import not_installed
 from ofg_deploy.field import Field
 from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.model_file import SealedModel, read_model
+from ofg_deploy.serve.interrupts import interruptible
+from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Device
@@ -37,9 +40,10 @@ class OpenVinoEngine:
         if device == "cuda":
             raise DeviceError("OpenVINO runs on the CPU here: give --device cpu, or --runtime onnxruntime for CUDA")
         try:
-            import openvino
+            with quiet():
+                import openvino
         except ImportError as error:
-            raise DeviceError("OpenVINO is not installed: pip install ofg-deploy[openvino]") from error
+            raise not_installed("openvino") from error
         self.contract = sealed.contract
         self.model_sha256 = sealed.sha256
         self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
@@ -79,7 +83,7 @@ class OpenVinoEngine:
         given = {"moving": moving, "fixed": fixed}
         shared = {k: np.ascontiguousarray(v, dtype=np.float32)[None, None] for k, v in given.items()}
         try:
-            self._request.infer(shared, share_inputs=True)
+            interruptible(partial(self._request.infer, shared, share_inputs=True), self._request.cancel)
         except Exception as error:  # its exception types share no base class
             raise DeviceError(f"{self.runtime} failed on {self.provider}: {_reason(error)}") from error
         predicted: Field = self._request.get_output_tensor(0).data[0]
@@ -90,6 +94,10 @@ class OpenVinoEngine:
 
         with threads(min(self._threads, most_threads())):
             return integrate(predicted, self._integration, self._shape)
+
+    def stop(self) -> None:
+        """End what runs now, with a DeviceError."""
+        self._request.cancel()
 
 
 @cache

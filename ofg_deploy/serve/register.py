@@ -16,7 +16,7 @@ from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, save_transform, save_volume
-from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json
+from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json, written
 from ofg_deploy.preprocess import Init, NetworkInput, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
 from ofg_deploy.serve.automatic import strangeness
@@ -167,7 +167,13 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         warped[~inside] = fill.value
         moved = companions.move(beside, job, fixed, forward, pair.moving_from_fixed)
     inverse = _invert(job, forward, pair, moving, clock)
-    with staged(list(outputs.values()), job.overwrite, job.obsolete(init)) as paths, ThreadPoolExecutor(1) as pool:
+
+    def obsolete() -> list[Path]:
+        found = job.obsolete(init)
+        check_inputs_stay(found, job.reads())
+        return found
+
+    with staged(list(outputs.values()), job.overwrite, obsolete) as paths, ThreadPoolExecutor(1) as pool:
         measured = pool.submit(_measure, prepared, network_vox, warped, inside, forward, moved)
         partial = dict(zip(outputs, paths, strict=True))
         with clock("write"):
@@ -203,6 +209,7 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
         record["warnings"] += outside_warning(displacement, None, fixed.grid, moving.grid)
+        record["written"] = {role: written(path) for role, path in partial.items() if role != "sidecar"}
         partial["sidecar"].write_text(to_json(record))
     return Result(outputs, record)
 

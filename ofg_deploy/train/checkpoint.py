@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import json
+import re
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_network_input
 from ofg_deploy.outputs import write_bytes
 from ofg_deploy.preprocess import NetworkInput
@@ -24,6 +27,7 @@ SCHEMA = 2  # 2: the axes of the network's grid
 STATES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.")
 MOST_NAMES = 8  # of what was found instead, in a message
+MOST_GROWN = 4  # times the file's size: what its tensors may take in memory; some share their numbers
 FROM_SHAPE = (".grid", ".relative_position_index")  # published buffers that follow from the shape
 
 # Published checkpoints record their best Dice as a numpy scalar, under the module names of numpy 1 and 2.
@@ -70,6 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "expects": expects,
             "training": checkpoint.training,
             "state_dict": checkpoint.state,
+            "weights_sha256": weights_sha256(checkpoint.state),
             "resume": checkpoint.resume,
         },
         buffer,
@@ -83,30 +88,84 @@ def load_checkpoint(path: Path) -> Checkpoint:
     A ``config`` beside it, as VoxelMorph's own PyTorch code saves it, is kept.
 
     Raises:
-        InputError: missing, not a checkpoint, or holding anything but tensors and plain values.
+        InputError: missing, not a checkpoint, changed since it was written, or holding anything but tensors and plain
+            values.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file: a checkpoint (.pt, .pth.tar) is needed")
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             record = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} is not a checkpoint of tensors and plain values, refused: {reason}") from error
+    except Exception as error:  # damaged bytes make torch's reader raise nearly anything
+        # What torch says is not repeated: it advises to read the file without this protection.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it would run {found[1]}" if found else f"torch cannot read it, {type(error).__name__}"
+        raise InputError(f"{path} is not a checkpoint of tensors and plain values, refused ({why})") from error
     state = _find_state(record)
     if state is None:
         raise InputError(f"{path} holds no state_dict of tensors: it has {_found(record)}")
+    _check_state(state, path)
     if "schema" not in record:
         config = record.get("config")
         described = isinstance(config, dict) and ("inshape" in config or "model_state" in record)
         return Checkpoint(_unwrapped(state), config=dict(config) if described else None)
-    if record["schema"] != SCHEMA:
-        raise InputError(f"{path} has checkpoint schema {record['schema']}, this version reads {SCHEMA}")
     try:
-        expects = read_network_input(record["expects"])
-        return Checkpoint(state, record["network"], expects, record["training"], record["resume"])
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise InputError(f"{path} has a damaged record ({error})") from error
+        return _ours(record, state, path)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} has a damaged record ({' '.join(str(error).split())[:160]})") from error
+
+
+def _ours(record: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> Checkpoint:
+    if type(record["schema"]) is not int or record["schema"] != SCHEMA:
+        raise InputError(f"{path} has checkpoint schema {record['schema']!r}, this version reads {SCHEMA}")
+    # Absent in those that were written before there was one.
+    if (digest := record.get("weights_sha256")) is not None and digest != weights_sha256(state):
+        raise InputError(f"{path} was changed or damaged: its weights are not those it was written with (sha256)")
+    network, training, resume = (record[key] for key in ("network", "training", "resume"))
+    for kind, value in ((str, network), (dict, training), (dict, resume)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"a {type(value).__name__} where a {kind.__name__} is expected")
+    json.dumps(training, allow_nan=False)  # as it goes into models and tables
+    expects = None if record["expects"] is None else read_network_input(record["expects"])
+    return Checkpoint(state, network, expects, training, resume)
+
+
+def _check_archive(path: Path) -> None:
+    """The checksums of a checkpoint that is a zip, as all of today are; torch does not look at them.
+
+    Raises:
+        InputError: a member that differs from its checksum, or that claims more than is there.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # before torch 1.6; no checksums
+    damaged = f"{path} was changed or damaged: copy it again, or use an earlier checkpoint"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MOST_GROWN * path.stat().st_size:
+                raise InputError(f"{path} claims more than it holds, refused: torch writes checkpoints uncompressed")
+            if any(member.CRC for member in members if member.file_size):  # torch can leave all of them out
+                bad = archive.testzip()
+                if bad:
+                    raise InputError(f"{damaged} ({bad} differs from its checksum)")
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{damaged} ({' '.join(str(error).split())[:80]})") from error
+
+
+def _check_state(state: dict[Any, torch.Tensor], path: Path) -> None:
+    """Dense tensors of real numbers under names, and no more of them than the file can hold."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: its state_dict names a tensor {name!r}, a text is needed")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+            raise InputError(f"{path}: {name!r} is not a dense tensor of real numbers ({value.dtype}, {value.layout})")
+    if sum(v.numel() * v.element_size() for v in state.values()) > MOST_GROWN * path.stat().st_size:
+        raise InputError(f"{path}: its tensors have more numbers than a file of this size can hold")
 
 
 def _find_state(record: Any) -> dict[str, torch.Tensor] | None:
@@ -114,7 +173,7 @@ def _find_state(record: Any) -> dict[str, torch.Tensor] | None:
     if not isinstance(record, dict) or not record:
         return None
     if all(isinstance(value, torch.Tensor) for value in record.values()):
-        return {str(name): value for name, value in record.items()}
+        return dict(record)
     found = (_find_state(record[name]) for name in STATES if isinstance(record.get(name), dict))
     return next((state for state in found if state is not None), None)
 

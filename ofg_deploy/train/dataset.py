@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ import numpy as np
 
 from ofg_deploy import affine
 from ofg_deploy.appearance import Appearance, Look, thumbnail
+from ofg_deploy.child import apart
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
 from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
@@ -38,6 +40,8 @@ from ofg_deploy.train.starts import align_with_frame, composed, images_of, start
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 5  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
+# What reading a damaged .npz leads to.
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -245,7 +249,7 @@ def _prepare_all(
 ) -> list[Path]:
     cache_dir.mkdir(parents=True, exist_ok=True)
     files = [cache_dir / f"{_key(pair, expects, frame)}.npz" for pair in pairs]
-    todo = {file: pair for pair, file in zip(pairs, files, strict=True) if not file.exists()}
+    todo = {file: pair for pair, file in zip(pairs, files, strict=True) if not _is_whole(file, expects)}
     need = len(todo) * 2 * 4 * int(np.prod(expects.shape))
     if need > shutil.disk_usage(cache_dir).free * 0.95:
         raise InputError(f"the cache {cache_dir} needs {need / 1e9:.1f} GB for {len(todo)} pairs: too little space")
@@ -305,8 +309,10 @@ def _each(jobs: dict[Path, Callable[[], None]], workers: int) -> Iterator[tuple[
         return
     # Spawned, not forked: a fork of a process with running torch threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with apart():  # also the first submission, and with it the processes
+        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
         running = {pool.submit(job): key for key, job in jobs.items()}
+    with pool:
         try:
             for future in as_completed(running):
                 yield running[future], _outcome(future.result)
@@ -337,11 +343,34 @@ def _with_twins(pairs: list[PairFiles], files: list[Path], failed: dict[PairFile
     return files
 
 
+KEPT = ("fixed", "moving", "world_from_vox", "moving_from_fixed", "overlap", "outside", "stripped", "thumbnail")
+
+
+def _is_whole(file: Path, expects: NetworkInput) -> bool:
+    """Whether a pair is in the cache, by what can be seen without reading its voxels; a damaged one is made again."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            least = 4 * int(np.prod(expects.shape))
+            if any(sizes[f"{name}.npy"] < least for name in ("fixed", "moving")):
+                return False
+            with np.load(file, allow_pickle=False) as stored:  # whose checksums are looked at
+                return all(np.all(stored[name] is not None) for name in KEPT[2:])
+    except (*DAMAGED, KeyError):
+        return False
+
+
 def load_cached(file: Path) -> PreparedPair:
-    """Read a pair that ``prepare_all`` wrote. Raises InputError if the file was damaged since."""
+    """Read a pair that ``prepare_all`` wrote.
+
+    Raises:
+        InputError: the file was damaged since; it is removed then, so that it is made again.
+    """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             fixed = stored["fixed"]
+            if fixed.ndim != 3 or fixed.dtype != np.float32 or stored["moving"].shape != fixed.shape:
+                raise ValueError("not two images on one grid")
             return PreparedPair(
                 fixed=fixed,
                 moving=stored["moving"],
@@ -350,8 +379,11 @@ def load_cached(file: Path) -> PreparedPair:
                 overlap=float(stored["overlap"]),
                 outside=float(stored["outside"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} in the cache is missing or damaged: delete it and start again") from error
+    except (*DAMAGED, KeyError, TypeError) as error:
+        file.unlink(missing_ok=True)
+        raise InputError(
+            f"{file} in the cache was missing or damaged: start again (ofg train --resume), and it is made anew"
+        ) from error
 
 
 def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:

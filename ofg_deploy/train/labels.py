@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ofg_deploy.geometry import Grid, lattice, transform_points
 from ofg_deploy.nifti import Volume, load_labels
 from ofg_deploy.outputs import staged
 from ofg_deploy.preprocess import PreparedPair
-from ofg_deploy.train.dataset import PairFiles, file_digest, load_cached
+from ofg_deploy.train.dataset import DAMAGED, PairFiles, file_digest, load_cached
 
 Labels = npt.NDArray[np.int32]
 
@@ -71,8 +70,11 @@ def load_network_labels(file: Path) -> list[Labels]:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return [stored["moving"], stored["fixed"]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} in the cache is missing or damaged: delete it and start again") from error
+    except (*DAMAGED, KeyError) as error:
+        file.unlink(missing_ok=True)
+        raise InputError(
+            f"{file} in the cache was missing or damaged: start again (ofg train --resume), and it is made anew"
+        ) from error
 
 
 def _evaluated(pair: PairFiles, numbers: tuple[int, ...] | None) -> list[Volume]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 
 from ofg_deploy.field import Field, jacobian_determinant, sample
 from ofg_deploy.geometry import lattice
-from ofg_deploy.outputs import write_bytes
+from ofg_deploy.outputs import plainly_named, write_bytes
 from ofg_deploy.preprocess import PreparedPair
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.run import EpochRecord, Run
@@ -32,10 +33,13 @@ class Logs:
     def __init__(self, run: Run, config: TrainConfig, done: int, active: bool) -> None:
         self._run, self._config = run, config
         self._writer = None
+        self._open = ExitStack()
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
+            run.tensorboard.mkdir(parents=True, exist_ok=True)
+            folder = self._open.enter_context(plainly_named(run.tensorboard))
+            self._writer = SummaryWriter(folder, purge_step=done + 1)
 
     def __enter__(self) -> Logs:
         return self
@@ -45,6 +49,7 @@ class Logs:
     ) -> None:
         if self._writer:
             self._writer.close()
+        self._open.close()
 
     def epoch(self, row: EpochRecord, first_pair: Callable[[], tuple[PreparedPair, Field] | None]) -> None:
         """Add a finished epoch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,8 +72,11 @@ class Trainer:
         resume = self._load_last() if run.config.exists() and run.last.exists() else None
         self.module, self.optimiser = fabric.setup(self.network, optimiser)
         if resume:
-            self.optimiser.load_state_dict(resume["optimiser"])
-            fabric.strategy.precision.load_state_dict(resume["precision"])
+            try:
+                self.optimiser.load_state_dict(resume["optimiser"])
+                fabric.strategy.precision.load_state_dict(resume["precision"])
+            except Exception as error:  # whatever odd entries lead to
+                raise _not_resumable(run.last, error) from error
         self.validation = [load_cached(file) for file in validation]
         self.labels = [
             load_label_pair(p, c.grid, pairs.evaluated) for p, c in zip(pairs.validation, self.validation, strict=True)
@@ -213,5 +217,18 @@ class Trainer:
                 "resume with the same number, other batches would be seen"
             )
         load_weights(self.network, checkpoint.state, path)
-        self.history = [EpochRecord(**row) for row in resume["history"]]
+        try:
+            self.history = [EpochRecord(**row) for row in resume["history"]]
+            checked = [(r.epoch, type(r.loss)) for r in self.history] == [
+                (n + 1, float) for n in range(len(self.history))
+            ]
+        except (TypeError, AttributeError) as error:
+            raise _not_resumable(path, error) from error
+        if not checked:
+            raise _not_resumable(path, "its history is not one of epochs")
         return resume
+
+
+def _not_resumable(path: Path, why: object) -> InputError:
+    reason = " ".join(str(why).split())[:160]
+    return InputError(f"{path} cannot be resumed, its record is damaged ({reason}): train again, or export best.pt")

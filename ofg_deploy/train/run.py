@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from ofg_deploy import __version__
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import check_writable, to_json, write_bytes
+from ofg_deploy.outputs import check_writable, read_json, staged, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import PairList
@@ -131,11 +130,21 @@ class Run:
             "pairs": pairs.to_record(),
             "prepared": [file.name for file in prepared],
         }
-        write_bytes(self.config, to_json(record).encode())
+        try:
+            with staged([self.config], overwrite=False) as [partial]:
+                partial.write_bytes(to_json(record).encode())
+        except InputError as error:
+            if self.config.exists():  # another process was quicker
+                raise InputError(f"{self.folder} holds a run already: choose another folder") from error
+            raise
 
     def check_unchanged(self, prepared: list[Path]) -> None:
         """Raises InputError if images are not those the run began with."""
-        if json.loads(self.config.read_text())["prepared"] != [file.name for file in prepared]:
+        try:
+            known = read_json(self.config)["prepared"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.config} is damaged: it does not say what was prepared") from error
+        if known != [file.name for file in prepared]:
             raise InputError(f"images changed since {self.folder} began: a resumed run would mix them; start a new one")
 
     @contextmanager
@@ -156,11 +165,12 @@ class Run:
         if not self.config.is_file():
             raise InputError(f"{self.folder} is not a run of ofg train: it has no config.json")
         try:
-            record = json.loads(self.config.read_text())
+            record = read_json(self.config)
             pairs = PairList.from_record(record["pairs"])
             return TrainConfig.from_record(record["config"]), pairs, Path(record["cache"])
         except InputError as error:
-            raise InputError(f"{self.config}: {error}") from error
+            said = str(error)
+            raise InputError(said if str(self.config) in said else f"{self.config}: {said}") from error
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{self.config} is damaged: {error}") from error
 

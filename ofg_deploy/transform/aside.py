@@ -1,12 +1,13 @@
 """ITK's composites (.h5) are read in a process of their own: damaged ones bring HDF5's reader down, or to no end.
 
-``python -m ofg_deploy.transform.aside FILE MEGABYTES`` is that process: what the file holds goes to its standard output
-as an .npz, and what is wrong with it to its standard error, with exit code 3.
+Run with arguments FILE MEGABYTES this module is that process: what the file holds goes to its standard output as
+an .npz, and what is wrong with it to its standard error, as JSON, with an exit code of ``ERRORS``.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import resource
 import subprocess
@@ -17,17 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.child import command
+from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap, field_map
 from ofg_deploy.transform.spline import SplineMap
 
 LONGEST_S = 60.0  # and a second for each megabyte
+# By exit code of that process; 1 and 2 are the interpreter's own.
+ERRORS: dict[int, type[InputError]] = {4: GeometryError, 3: InputError}
 MEGABYTES = 4096  # of memory, and 64 times the file: HDF5 may be compressed
 
 
 def read_aside(path: Path) -> list[WorldMap]:
-    """Linear maps and fields of a composite, the first one applied first.
+    """Linear maps and fields of a file, the first one applied first.
 
     Raises:
         InputError: as ``itk.read_composite``; a reader that crashed, or needed memory or time out of all proportion.
@@ -35,16 +39,15 @@ def read_aside(path: Path) -> list[WorldMap]:
     size = 1 + path.stat().st_size // 2**20
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, str(path), str(MEGABYTES + 64 * size)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # this code, not another copy
+            command(__name__, str(path), str(MEGABYTES + 64 * size)),
             capture_output=True,
             check=False,
             timeout=LONGEST_S + size,
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{path} cannot be read as an ITK transform: its reader came to no end") from error
-    if done.returncode == InputError.exit_code:
-        raise InputError(done.stderr.decode(errors="replace").splitlines()[-1])
+    if done.returncode in ERRORS:
+        raise ERRORS[done.returncode](json.loads(done.stderr.splitlines()[-1]))
     if done.returncode:
         raise InputError(f"{path} cannot be read as an ITK transform: it brought its reader down")
     if b"more than one transform in the file" in done.stderr:  # SimpleITK's warning
@@ -76,8 +79,8 @@ def _hand_over(path: Path, megabytes: int) -> None:
         try:
             maps = read_composite(path)
         except InputError as error:
-            print(error, file=sys.stderr)
-            sys.exit(error.exit_code)
+            print(json.dumps(str(error)), file=sys.stderr)
+            sys.exit(next(code for code, kind in ERRORS.items() if isinstance(error, kind)))
         parts: dict[str, Any] = {}
         for number, each in enumerate(maps):
             if isinstance(each, FieldMap):

@@ -13,6 +13,7 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
 from ofg_deploy.nifti import FARTHEST_MM, grid_of
+from ofg_deploy.outputs import plainly_named
 from ofg_deploy.transform.aside import read_aside
 from ofg_deploy.transform.itk_list import ON_LATTICES, Listed, read_list, without_identities
 from ofg_deploy.transform.maps import Chain, FieldMap, LinearMap, WorldMap, field_map, marked
@@ -209,7 +210,8 @@ def _read(path: Path) -> sitk.Transform:
     import SimpleITK as sitk
 
     try:
-        transform = sitk.ReadTransform(str(path))
+        with plainly_named(path) as named:
+            transform = sitk.ReadTransform(named)
     # The second where its complaint quotes bytes that are not text, the others for classes that SimpleITK lacks.
     except (RuntimeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as an ITK transform") from error
@@ -222,6 +224,7 @@ def _write(transform: sitk.Transform, path: Path) -> None:
     import SimpleITK as sitk
 
     try:
-        sitk.WriteTransform(transform, str(path))
+        with plainly_named(path) as named:
+            sitk.WriteTransform(transform, named)
     except RuntimeError as error:  # what SimpleITK makes of a full disk
         raise OSError(f"{path.name} could not be written") from error
