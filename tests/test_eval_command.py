@@ -193,7 +193,8 @@ def test_a_folder_of_register_gives_the_figures_of_its_sidecars(
     assert (there["pair"], back["pair"]) == ("mov_to_fix", "fix_to_mov")
     sidecar = json.loads((tmp_path / "reg/mov_to_fix.json").read_text())["metrics"]
     assert there["dice"] == pytest.approx(sidecar["dice_after"])
-    assert there["dice_before"] == pytest.approx(sidecar["dice_before"])
+    for key in ("dice_before", "dice_start", "hd95_before_mm", "hd95_start_mm"):
+        assert there[key] == pytest.approx(sidecar[key]), key
     assert there["hd95_mm"] == pytest.approx(sidecar["hd95_mm"])
     assert there["folding_percent"] == pytest.approx(sidecar["folding_percent"])
     assert there["min_jacobian"] == pytest.approx(sidecar["min_jacobian"], abs=1e-5)

@@ -26,6 +26,7 @@ from ofg_deploy.transform.resample import outside_warning
 from ofg_deploy.transform.tables import PointsFrame
 
 Names = dict[int, str]
+Rows = tuple[tuple[float, ...], ...]
 Numbers = dict[str, float | int | None]
 
 
@@ -82,7 +83,7 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame | None, max_vox
     if view is not None:
         numbers |= _regularity(total, view)
     if fixed and moving:
-        overlap, labels, outside = _labels(total, fixed, moving, names)
+        overlap, labels, outside = _labels(total, pair.start, fixed, moving, names)
         numbers |= overlap
         warnings += [f"{pair.name}: {line}" for line in outside]
         if overlap["outside_percent"]:
@@ -92,7 +93,7 @@ def evaluate(pair: Pair, names: Names | None, space: PointsFrame | None, max_vox
             )
     if pair.fixed_points and pair.moving_points:
         landmarks = match(load_points(pair.fixed_points, space), load_points(pair.moving_points, space))
-        numbers |= target_registration_error(landmarks, total, view)
+        numbers |= target_registration_error(landmarks, total, view, _linear(pair.start))
     numbers["seconds"] = round(time.perf_counter() - start, 3)
     return Evaluation(pair, numbers, labels, inputs, tuple(warnings))
 
@@ -142,8 +143,12 @@ def _regularity(total: WorldMap, view: Grid) -> Numbers:
     }
 
 
+def _linear(start: Rows | None) -> LinearMap | None:
+    return None if start is None else LinearMap(np.array(start, dtype=np.float64))
+
+
 def _labels(
-    total: WorldMap, fixed: Volume, moving: Volume, names: Names | None
+    total: WorldMap, start: Rows | None, fixed: Volume, moving: Volume, names: Names | None
 ) -> tuple[dict[str, Any], tuple[LabelScore, ...], tuple[str, ...]]:
     displacement, inside = on_grid(total, fixed.grid)
     foreground = fixed.data != 0
@@ -152,10 +157,11 @@ def _labels(
     outside = 100.0 * float(np.mean(~inside[foreground]))
     if outside == 100:
         raise GeometryError(f"the transform's grid holds none of the labels of {fixed.path}: do they belong together?")
-    before = resample(moving.data, moving.grid, fixed.grid, np.eye(4), order=0)
+    matrices = {"before": np.eye(4), **({"start": np.array(start, dtype=np.float64)} if start else {})}
+    earlier = {w: resample(moving.data, moving.grid, fixed.grid, m, order=0) for w, m in matrices.items()}
     after = warp(moving.data, moving.grid, fixed.grid, displacement, order=0)
     after[~inside] = 0
-    start, dice = (_wanted(metrics.dice(fixed.data, warped), names) for warped in (before, after))
+    dice = _wanted(metrics.dice(fixed.data, after), names)
     hd95 = metrics.hd95_mm(fixed.data, after, fixed.grid.spacing_mm)
     as_there = hd95_l2r(fixed.data, after)
     scores = tuple(
@@ -166,7 +172,8 @@ def _labels(
         raise InputError(f"{fixed.path} and {moving.path} hold none of the labels in --label-names")
     numbers = {
         "dice": metrics.mean(dice),
-        "dice_before": metrics.mean(start),
+        **{f"dice_{w}": metrics.mean(_wanted(metrics.dice(fixed.data, m), names)) for w, m in earlier.items()},
+        **{f"hd95_{w}_mm": _mean_hd95(fixed, m, names) for w, m in earlier.items()},
         "hd95_mm": metrics.mean({s.label: s.hd95_mm for s in scores if s.hd95_mm is not None}),
         "hd95_l2r": metrics.mean({s.label: s.hd95_l2r for s in scores if s.hd95_l2r is not None}),
         "labels": len(scores),
@@ -174,6 +181,10 @@ def _labels(
         "outside_percent": outside,
     }
     return numbers, scores, outside_warning(displacement, inside, fixed.grid, moving.grid)
+
+
+def _mean_hd95(fixed: Volume, labels: Any, names: Names | None) -> float | None:
+    return metrics.mean(_wanted(metrics.hd95_mm(fixed.data, labels, fixed.grid.spacing_mm), names))
 
 
 def _wanted(values: dict[int, float], names: Names | None) -> dict[int, float]:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.image_folder import counterpart
 from ofg_deploy.nifti import stem
@@ -29,6 +31,7 @@ class Pair:
         fixed_points, moving_points: landmark tables, both or neither.
         fixed, moving: the images; the fixed one gives the field of view where nothing else does.
         defect: why the pair cannot be evaluated, where that is known already.
+        start: (4, 4) moving_from_fixed in mm, the initial alignment in ``transform``, where a sidecar has it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Pair:
     fixed: Path | None = None
     moving: Path | None = None
     defect: str | None = None
+    start: tuple[tuple[float, ...], ...] | None = None
 
     def files(self) -> dict[str, Path]:
         """Every file that is named, by role."""
@@ -108,7 +112,11 @@ def _of_sidecar(name: str, path: Path, record: dict[str, Any], labels: Path | No
             files |= {f"{role}_labels": counterpart(labels, files[role]) for role in ("fixed", "moving")}
         # A name, not a path: a sidecar must not lead anywhere else.
         files["transform"] = path.parent / Path(record["outputs"]["transform"]).name
-    except (KeyError, TypeError, AttributeError) as error:
+        start = np.array(record["start"]["moving_from_fixed"], dtype=np.float64)
+        if start.shape != (4, 4) or not np.isfinite(start).all():
+            raise ValueError("start.moving_from_fixed is no 4x4 matrix")
+        files["start"] = tuple(map(tuple, start.tolist()))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         return Pair(name, defect=f"{path} is no sidecar this version can read ({error!r})")
     if "fixed_labels" not in files:  # moving labels alone were warped, not compared
         files.pop("moving_labels", None)

@@ -25,7 +25,10 @@ FILES = ("results.csv", "labels.csv", "failures.csv", "boxplot.png", "results.js
 MEASURES = {
     "dice": "mean over labels of 2|A and B| / (|A| + |B|); a label in one of both maps only counts as 0",
     "dice_before": "the same by the headers alone",
+    "dice_start": "the same after the initial alignment; of folders of ofg register",
     "hd95_mm": "mean over labels in both maps: larger of the two directed 95th percentiles of surface distances, mm",
+    "hd95_before_mm": "the same by the headers alone",
+    "hd95_start_mm": "the same after the initial alignment; of folders of ofg register",
     "hd95_l2r": "the same as Learn2Reg computes it: surface elements weighted by area, in voxels instead of mm",
     "labels": "labels evaluated: those other than 0 in either map, and in --label-names where that was given",
     "labels_in_one_map": "of these, in the fixed or the warped map only: Dice 0, HD95 undefined and left out",
@@ -45,6 +48,10 @@ MEASURES = {
     "tre_before_median_mm": "median by the headers alone",
     "tre_before_p95_mm": "95th percentile by the headers alone",
     "tre_before_max_mm": "largest by the headers alone",
+    "tre_start_mean_mm": "mean after the initial alignment; of folders of ofg register",
+    "tre_start_median_mm": "median after the initial alignment",
+    "tre_start_p95_mm": "95th percentile after the initial alignment",
+    "tre_start_max_mm": "largest after the initial alignment",
     "seconds": "time of the evaluation",
 }
 

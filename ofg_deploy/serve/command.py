@@ -22,13 +22,14 @@ from ofg_deploy.serve.runtimes import choose
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
 
+# One row each: by the headers alone, after the initial alignment, at the end.
+STAGES = {
+    "Dice": ("dice_before", "dice_start", "dice_after"),
+    "HD95 (mm)": ("hd95_before_mm", "hd95_start_mm", "hd95_mm"),
+    "NCC": ("ncc_before", "ncc_start", "ncc_after"),
+    "MI": ("mi_before", "mi_start", "mi_after"),
+}
 ROWS = {
-    "ncc_before": "NCC before",
-    "ncc_start": "NCC after the start",
-    "ncc_after": "NCC after",
-    "dice_before": "Dice before",
-    "dice_after": "Dice after",
-    "hd95_mm": "HD95 after (mm)",
     "folding_percent": "folding (%)",
     "min_jacobian": "smallest Jacobian determinant",
     "displacement_mm_max": "largest displacement (mm)",
@@ -79,6 +80,11 @@ def _table(result: Result) -> Table:
         grid = result.sidecar["network_grid"]
         sides = " x ".join(f"{side:.3g}" for side in grid["spacing_mm"])
         table.add_row("grid of the steps", f"{'x'.join(map(str, grid['shape']))} voxels of {sides} mm")
+    for name, keys in STAGES.items():
+        values = [figures.get(key) for key in keys]
+        if None not in values:
+            before, start, after = (f"{value:.3f}" for value in values)
+            table.add_row(name, f"{before} before, {start} initial alignment, {after} after")
     for key, name in ROWS.items():
         if (value := figures.get(key)) is not None:
             table.add_row(name, f"{value:.4g}")

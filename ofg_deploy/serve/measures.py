@@ -16,6 +16,7 @@ from ofg_deploy.transform.landmarks import Landmarks, errors_mm
 from ofg_deploy.transform.maps import LinearMap, WorldMap
 
 Image = npt.NDArray[Any]
+LEAST_GAIN = 1e-3  # of Dice, correlation or mutual information (nats) over the initial alignment
 
 
 def measure(
@@ -53,22 +54,18 @@ def measure(
         return filled if compared.all() else filled.ravel(order="F")[compared.ravel(order="F")]
 
     target, first, last = seen(fixed.data), seen(before), seen(warped, inside)
-    if target.size:
-        ncc_before = ncc_start = metrics.ncc(target, first)
-        if not np.array_equal(pair.moving_from_fixed, np.eye(4)):
-            ncc_start = metrics.ncc(target, seen(placed(pair.moving_from_fixed)))
-        ncc_after = metrics.ncc(target, last)
-        mi_before, mi_after = (metrics.mutual_information(target, image) for image in (first, last))
-    else:  # neither the headers nor the map bring the images together
-        ncc_before = ncc_start = ncc_after = mi_before = mi_after = 0.0
+    similarity = dict.fromkeys((f"{m}_{w}" for m in ("ncc", "mi") for w in ("before", "start", "after")), 0.0)
+    if target.size:  # otherwise neither the headers nor the map bring the images together
+        moved = not np.array_equal(pair.moving_from_fixed, np.eye(4))
+        middle = seen(placed(pair.moving_from_fixed)) if moved else first
+        for when, image in (("before", first), ("start", middle), ("after", last)):
+            same = when == "start" and not moved
+            similarity[f"ncc_{when}"] = similarity["ncc_before"] if same else metrics.ncc(target, image)
+            similarity[f"mi_{when}"] = similarity["mi_before"] if same else metrics.mutual_information(target, image)
     network = jacobian_determinant(network_vox)
     total = jacobian_determinant(displacement, fixed.grid.world_from_vox)
     return {
-        "ncc_before": ncc_before,
-        "ncc_start": ncc_start,
-        "ncc_after": ncc_after,
-        "mi_before": mi_before,
-        "mi_after": mi_after,
+        **similarity,
         "compared_percent": 100.0 * float(compared.mean()),
         "folding_percent": metrics.folding_percent(total),
         "min_jacobian": float(total.min()),
@@ -104,15 +101,47 @@ def landmark_errors(
     return numbers
 
 
-def compare_labels(fixed: Volume, moving: Volume, warped: Any) -> dict[str, Any]:
-    """Dice before and after, HD95 after, of label maps: the moving one as it was and warped (X, Y, Z)."""
-    before = resample(moving.data, moving.grid, fixed.grid, np.eye(4), order=0)
-    dice = metrics.dice(fixed.data, warped)
-    hd95 = metrics.hd95_mm(fixed.data, warped, fixed.grid.spacing_mm)
+def compare_labels(fixed: Volume, moving: Volume, warped: Any, moving_from_fixed: Matrix) -> dict[str, Any]:
+    """Dice and HD95 of label maps by the headers alone (before), after the initial alignment (start) and at the end.
+
+    Args:
+        warped: (X, Y, Z) the moving label map through the total map. moving_from_fixed: (4, 4) the initial alignment.
+    """
+
+    def placed(matrix: Matrix) -> Any:
+        return resample(moving.data, moving.grid, fixed.grid, matrix, order=0)
+
+    moved = not np.array_equal(moving_from_fixed, np.eye(4))
+    seen = {"before": placed(np.eye(4)), **({"start": placed(moving_from_fixed)} if moved else {}), "after": warped}
+    dice = {when: metrics.dice(fixed.data, labels) for when, labels in seen.items()}
+    hd95 = {when: metrics.hd95_mm(fixed.data, labels, fixed.grid.spacing_mm) for when, labels in seen.items()}
+    for of_labels in (dice, hd95):
+        of_labels.setdefault("start", of_labels["before"])
     return {
-        "dice_before": metrics.mean(metrics.dice(fixed.data, before)),
-        "dice_after": metrics.mean(dice),
-        "dice_per_label": {str(label): value for label, value in dice.items()},
-        "hd95_mm": metrics.mean(hd95),
-        "hd95_mm_per_label": {str(label): value for label, value in hd95.items()},
+        **{f"dice_{when}": metrics.mean(values) for when, values in dice.items()},
+        "hd95_before_mm": metrics.mean(hd95["before"]),
+        "hd95_start_mm": metrics.mean(hd95["start"]),
+        "hd95_mm": metrics.mean(hd95["after"]),
+        "dice_before_per_label": _by_text(dice["before"]),
+        "dice_start_per_label": _by_text(dice["start"]),
+        "dice_per_label": _by_text(dice["after"]),
+        "hd95_mm_per_label": _by_text(hd95["after"]),
     }
+
+
+def _by_text(values: dict[int, float]) -> dict[str, float]:
+    return {str(label): value for label, value in values.items()}
+
+
+def adds_nothing(numbers: dict[str, Any]) -> str | None:
+    """What to say where what follows the initial alignment gains nothing over it; None where it does.
+
+    Overlap of labels decides where it is known, else similarity: neither correlation nor mutual information rises.
+    """
+    keys = ("dice",) if numbers.get("dice_start") is not None else ("ncc", "mi")
+    gains = {key: numbers[f"{key}_after"] - numbers[f"{key}_start"] for key in keys}
+    if max(gains.values()) > LEAST_GAIN:
+        return None
+    names = {"dice": "Dice", "ncc": "NCC", "mi": "mutual information"}
+    figures = (f"{names[key]} {numbers[f'{key}_start']:.3f} -> {numbers[f'{key}_after']:.3f}" for key in keys)
+    return f"no gain over the initial alignment ({', '.join(figures)}): compare with --init alone, or use another model"

@@ -24,7 +24,7 @@ from ofg_deploy.serve.companions import Companions, Moved
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
-from ofg_deploy.serve.measures import compare_labels, landmark_errors, measure
+from ofg_deploy.serve.measures import adds_nothing, compare_labels, landmark_errors, measure
 from ofg_deploy.serve.no_network import NoNetwork, Promise
 from ofg_deploy.serve.refinement import Refined, refine
 from ofg_deploy.serve.sidecar import Clock
@@ -202,6 +202,8 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             refined,
             fill,
         )
+        if refined or not isinstance(engine.contract, NoNetwork):  # otherwise nothing was to follow it
+            remarks += [line] if (line := adds_nothing(figures)) else []
         record["warnings"] = [*prepared.notes, *record["warnings"], *remarks]
         if "landmarks" in figures:
             record["landmarks"] = {"matched_by": beside.matched_by()}
@@ -235,7 +237,8 @@ def _measure(
     with prepared.clock("measure"):
         numbers = measure(pair, network_vox, fixed, prepared.moving, warped, inside, forward.field)
         if beside.fixed_labels:
-            numbers |= compare_labels(beside.fixed_labels, beside.labels[0], moved.volumes["warped_labels"])
+            warped_labels = moved.volumes["warped_labels"]
+            numbers |= compare_labels(beside.fixed_labels, beside.labels[0], warped_labels, pair.moving_from_fixed)
         landmarks, why_not = beside.landmarks()
         if landmarks:
             try:

@@ -88,9 +88,12 @@ def errors_mm(
     return {name: distance[inside] for name, distance in distances.items()}, inside
 
 
-def target_registration_error(landmarks: Landmarks, total: WorldMap, view: Grid | None) -> dict[str, float | int]:
-    """Of an evaluation: before (headers alone) and after, see ``errors_mm``."""
-    distances, inside = errors_mm(landmarks, {"before_": None, "": total}, view)
+def target_registration_error(
+    landmarks: Landmarks, total: WorldMap, view: Grid | None, start: WorldMap | None = None
+) -> dict[str, float | int]:
+    """Of an evaluation: before (headers alone), after the initial alignment if known, and after; see ``errors_mm``."""
+    maps = {"before_": None, **({"start_": start} if start else {}), "": total}
+    distances, inside = errors_mm(landmarks, maps, view)
     numbers: dict[str, float | int] = {"landmarks": int(inside.sum()), "landmarks_outside": int((~inside).sum())}
     for when, distance in distances.items():
         numbers |= {
