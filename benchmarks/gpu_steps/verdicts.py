@@ -1,0 +1,2 @@
+"""x"""
+def verdicts(runs): return []
