@@ -58,7 +58,7 @@ def measure(context: Context) -> None:
     small = (7, 5, 6) if context.dry else (48, 40, 56)
     window, steps = (3, 2) if context.dry else (9, 5)
     compiled = [check_adam(context, small, window, steps)]
-    compiled.append(check_greedy(context, small, steps))
+    compiled.append(check_greedy(context, small, 1 if context.dry else steps))
     found: dict[str, float] = {}
     size = 2**23 if context.dry else GIB
 
