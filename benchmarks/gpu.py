@@ -31,7 +31,7 @@ from gpu_steps.plan import ROOT, STEPS, Settings, Step, run_steps
 from gpu_steps.report import Report, line
 
 PACKAGES = (
-    *("torch", "triton", "numpy", "numba", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("torch", "triton", "numpy", "scipy", "numba", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino"),
     *("tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "nibabel", "SimpleITK", "isal", "lightning-fabric"),
     *("tensorboard", "matplotlib", "filelock"),
 )
@@ -47,23 +47,28 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU; its rows say cpu")
     parser.add_argument("--run", type=Path, help="run folder of ofg train that step f resumes")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-work", help="models and images; kept")
-    parser.add_argument("--packages", type=Path, default=ROOT / "build/gpu-bundle/site", help="folder of further packages")
+    parser.add_argument(
+        "--packages", type=Path, default=ROOT / "build/gpu-bundle/site", help="folder of further packages"
+    )
     parser.add_argument("--merge", type=Path, nargs="+", help="add the runs of these gpu.json and do nothing else")
     options = parser.parse_args()
     try:
         steps = chosen(options.steps)
+        if not options.minutes > 0:
+            raise ValueError(f"--minutes {options.minutes:g} must be above 0")
         report = Report(options.out)
         if options.merge:
             for path in options.merge:
                 print(f"{path}: {report.merge(path)} new runs")
             return
     except (ValueError, OSError) as error:
-        sys.exit(f"gpu.py: {error}")
-    if not options.minutes > 0:
-        sys.exit(f"gpu.py: --minutes {options.minutes:g} must be above 0")
+        print(f"gpu.py: {error}", file=sys.stderr)
+        sys.exit(2)
     packages = options.packages.absolute() if options.packages.is_dir() else None
     report.begin(about(options, packages))
-    settings = Settings(options.work.absolute(), options.out.absolute(), options.dry_run, absolute(options.run), packages)
+    settings = Settings(
+        options.work.absolute(), options.out.absolute(), options.dry_run, absolute(options.run), packages
+    )
 
     def finished(step: Step, rows: list[dict[str, Any]]) -> None:
         report.add(rows)
@@ -77,9 +82,11 @@ def main() -> None:
 def chosen(letters: str) -> tuple[Step, ...]:
     """In the order of the plan. Raises ValueError for a letter that is no step."""
     wanted = [letter for letter in letters.replace(",", "") if not letter.isspace()]
-    known = {step.letter for step in STEPS}
-    if not wanted or (unknown := [letter for letter in wanted if letter not in known]):
-        raise ValueError(f"--steps {letters!r}: give some of {','.join(sorted(known))}" + f" ({unknown[0]!r} is none)" * bool(wanted))
+    known = [step.letter for step in STEPS]
+    unknown = [letter for letter in wanted if letter not in known]
+    if unknown or not wanted:
+        why = f" ({unknown[0]!r} is none)" if unknown else ""
+        raise ValueError(f"--steps {letters!r}: give some of {','.join(known)}{why}")
     return tuple(step for step in STEPS if step.letter in wanted)
 
 

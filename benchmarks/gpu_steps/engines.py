@@ -97,6 +97,9 @@ def run(call: Callable[[Any, Any], Any], model: Path, shape: Shape) -> Figures:
         taken.append(time.perf_counter() - start)
     p50, p95 = np.percentile(taken[2:], [50, 95])
     error = np.linalg.norm(field - exact, axis=0)
-    return {"p50 ms": 1e3 * p50, "p95 ms": 1e3 * p95, "field_mm_max": error.max(), "field_mm_p99": np.percentile(error, 99)}
-
-
+    return {
+        "p50 ms": 1e3 * p50,
+        "p95 ms": 1e3 * p95,
+        "field_mm_max": error.max(),
+        "field_mm_p99": np.percentile(error, 99),
+    }

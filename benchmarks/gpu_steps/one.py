@@ -24,7 +24,7 @@ def main() -> None:
     try:
         if not given.dry_run:
             check_gpu()
-        importlib.import_module(f"gpu_steps.{given.module}").measure(context)
+        importlib.import_module(given.module).measure(context)
     except Exception as error:
         context.add("the step as a whole", {}, on="-", why_not=reason(error))
 

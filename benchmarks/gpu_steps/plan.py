@@ -21,7 +21,7 @@ GRACE_S = 10.0  # between asking a step's processes to end and killing them
 
 @dataclass(frozen=True)
 class Step:
-    """``seconds`` is the most it gets; ``module`` lies beside this file and has ``measure(context)``."""
+    """``seconds`` is the most it gets; ``module`` has ``measure(context)``."""
 
     letter: str
     module: str
@@ -31,12 +31,12 @@ class Step:
 
 # The first two need nothing, or only small packages, beside what a machine for training has.
 STEPS = (
-    Step("a", "inner", "inner steps: correctness, time, bandwidth", 100),
-    Step("b", "training", "a training step, with and without guidance", 150),
-    Step("c", "runtimes", "ONNX Runtime against torch", 120),
-    Step("d", "engines", "TensorRT-RTX engines", 45),
-    Step("e", "registering", "ofg register on the GPU", 100),
-    Step("f", "brain", "training of a run goes on", 540),
+    Step("a", "gpu_steps.inner", "inner steps: correctness, time, bandwidth", 100),
+    Step("b", "gpu_steps.training", "a training step, with and without guidance", 150),
+    Step("c", "gpu_steps.runtimes", "ONNX Runtime against torch", 120),
+    Step("d", "gpu_steps.engines", "TensorRT-RTX engines", 45),
+    Step("e", "gpu_steps.registering", "ofg register on the GPU", 100),
+    Step("f", "gpu_steps.brain", "training of a run goes on", 540),
 )
 
 

@@ -44,7 +44,8 @@ def measure(context: Context) -> None:
         context.attempt(f"ofg register, batch of {count}, {name}", batch)
     model = models[NETWORK]
     context.attempt(
-        f"ofg register, two batches of {count // 2} at once, {NETWORK}", lambda: several(context, heads, model, [gpu, gpu])
+        f"ofg register, two batches of {count // 2} at once, {NETWORK}",
+        lambda: several(context, heads, model, [gpu, gpu]),
     )
     for runtime in ("onnxruntime",) if context.dry else ("onnxruntime", "openvino"):
         cpu = ["--device", "cpu", "--runtime", runtime, *small]

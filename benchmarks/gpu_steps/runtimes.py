@@ -141,7 +141,9 @@ def tf32_call(path: Path) -> Call:
     )
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise RuntimeError(f"ONNX Runtime could not start CUDAExecutionProvider and offers {session.get_providers()}")
-    return lambda moving, fixed: session.run(["field"], {"moving": moving[None, None], "fixed": fixed[None, None]})[0][0]
+    return lambda moving, fixed: session.run(["field"], {"moving": moving[None, None], "fixed": fixed[None, None]})[0][
+        0
+    ]
 
 
 def zero_overhead(context: Context, shape: Shape) -> Figures:
