@@ -46,6 +46,8 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
                 "--dry-run",
                 "--steps",
                 s,
+                "--minutes",
+                "20",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,7 +91,7 @@ def test_inner_steps_are_those_of_double_precision(dry: tuple[Path, list[Row]]) 
     forms = [row["what"].split(", ")[1] for row in rows]
     assert sorted(forms) == ["Triton", "Triton", "compiled", "compiled", "plain torch", "plain torch", "plain torch"]
     errors = [value for row in rows for value in row["figures"].values()]
-    assert 1e-9 < min(errors), "an error of nothing was compared with itself"
+    assert min(errors) > 1e-9, "an error of nothing was compared with itself"
     assert max(errors) <= 1e-5
     figures = of(dry[1], "published step, Triton,")
     assert figures["GB moved a step"] == pytest.approx(77 * 4 * 8 * 7 * 9 / 1e9)
@@ -134,7 +136,7 @@ def test_runtimes_hold_their_gate_and_say_what_ran_them(dry: tuple[Path, list[Ro
     for precision, most in (("fp32", 1e-4), ("fp16", 0.05)):
         figures = of(dry[1], f"voxelmorph-half 16x32x48, onnxruntime {precision}")
         assert figures["gate"] == "holds"
-        assert 0 < figures["field_mm_max"] < most
+        assert most / 1e4 < figures["field_mm_max"] < most
         assert "CPUExecutionProvider" in figures["provider"]
     assert of(dry[1], "voxelmorph-half 16x32x48, eager torch")["field_mm_max"] == 0
     assert of(dry[1], "voxelmorph-half 16x32x48, torch.compile")["field_mm_max"] < 1e-4
@@ -157,7 +159,7 @@ def test_registration_counts_its_pairs(dry: tuple[Path, list[Row]]) -> None:
     assert 0 < one["network s"] < one["seconds"]
     assert one["provider"] == "CPUExecutionProvider"
     batches = [row for row in dry[1] if "pairs a second" in row["figures"]]
-    assert len(batches) == 3
+    assert len(batches) == 2
     for row in batches:
         assert row["figures"]["pairs a second"] * row["figures"]["seconds"] == pytest.approx(2)
 
@@ -268,22 +270,15 @@ def test_without_a_gpu_every_step_says_so(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    command = [
-        sys.executable,
-        ROOT / "benchmarks/gpu.py",
-        "--out",
-        tmp_path,
-        "--work",
-        tmp_path / "work",
-        "--steps",
-        "d",
-    ]
-    for _ in range(2):  # a second run is appended
-        assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    before = {"began": "once", "command": "", "machine": "", "dry_run": False, "versions": {}}
+    report.Report(tmp_path).begin(before)
+    program = [sys.executable, ROOT / "benchmarks/gpu.py"]
+    command = [*program, "--out", tmp_path, "--work", tmp_path / "work", "--steps", "d"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     runs = report.read_runs(tmp_path / "gpu.json")
-    assert [[row["why_not"][:40] for row in run["rows"]] for run in runs] == [
-        [f"RuntimeError: torch {torch.__version__} sees no CUDA"[:40]]
-    ] * 2
+    assert runs[0] == {**before, "rows": []}, "a later run is appended"
+    [found] = runs[1]["rows"]
+    assert found["why_not"].startswith(f"RuntimeError: torch {torch.__version__} sees no CUDA device")
 
 
 @pytest.mark.parametrize(

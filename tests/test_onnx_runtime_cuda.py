@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA, on a stand-in: what is loaded first, what is asked for, and what is said if it does not come."""
+"""ONNX Runtime on CUDA, on a stand-in: what is loaded first, what is asked for, and what an error says."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_a_fallback_is_refused_with_what_could_not_be_loaded(
         OnnxRuntimeEngine(tiny_model().path, "cuda", 0)
     assert str(caught.value).endswith("offers CPUExecutionProvider: Failed to load libcublasLt.so.13: no such file")
     monkeypatch.delattr("onnxruntime.preload_dlls")  # before 1.21
-    with pytest.raises(DeviceError, match="offers CPUExecutionProvider$"):
+    with pytest.raises(DeviceError, match=r"offers CPUExecutionProvider$"):
         OnnxRuntimeEngine(tiny_model().path, "cuda", 0)

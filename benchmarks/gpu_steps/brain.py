@@ -5,8 +5,8 @@
     cat DIR/run.tar.* | tar x -C build/brain # back home: last.pt, best.pt and metrics.csv
 
 The run folder and the images it names must be there. Paths in its config.json that do not exist are looked for under
-this repository by their last parts, so a repository in another place is no obstacle as long as run, images and cache lie
-in it (in ``build/``). The folder itself is not changed: a copy of it is trained. An epoch counts when it is whole, so
+this repository by their last parts, so it may lie in another place as long as run, images and cache lie in it (in
+``build/``). The folder itself is not changed: a copy of it is trained. An epoch counts when it is whole, so
 epochs should be short against the time there is (``--steps-per-epoch``).
 """
 
@@ -39,15 +39,15 @@ def measure(context: Context) -> None:
     if given is None and context.dry:
         given = tiny_run(context)
     if given is None:
-        how = "begin one with `ofg train DATA -o build/brain`, stop it with Ctrl-C after an epoch, and give --run build/brain"
-        context.add("training of a run goes on", {}, why_not=f"no --run FOLDER: {how}")
+        how = "`ofg train DATA -o build/brain`, stopped with Ctrl-C after an epoch, then --run build/brain"
+        context.add("training of a run goes on", {}, why_not=f"no --run FOLDER; one is made by {how}")
         return
     context.attempt(f"training of {given.name} goes on", lambda: trained(context, given))
 
 
 def trained(context: Context, given: Path) -> Figures:
     """Train a copy, then leave it in the results in parts."""
-    for needed in ("config.json", "last.pt"):
+    for needed in ("config.json", "metrics.csv", "last.pt"):
         if not (given / needed).is_file():
             raise FileNotFoundError(f"{given} has no {needed}: it must be a run of ofg train with a finished epoch")
     run = context.work / f"run-{given.name}"
@@ -55,7 +55,7 @@ def trained(context: Context, given: Path) -> Figures:
     shutil.copytree(given, run, ignore=shutil.ignore_patterns("pictures", "tensorboard", ".lock"))
     relocated = relocate(run / "config.json", context.work)
     before = epochs(run)
-    seconds = resume(context, run, len(before))
+    seconds = resume(context, run)
     after = epochs(run)
     found: Figures = {"epochs before": len(before), "epochs after": len(after), "seconds trained": seconds}
     if new := after[len(before) :]:
@@ -65,17 +65,19 @@ def trained(context: Context, given: Path) -> Figures:
     return found | {"paths looked for": relocated} | pack(run, context.out)
 
 
-def resume(context: Context, run: Path, done: int) -> float:
+def resume(context: Context, run: Path) -> float:
     """Let ``ofg train --resume`` run until the time is up; the seconds it had.
 
     Raises:
         RuntimeError: it ended by itself with an error.
     """
     command = [sys.executable, "-m", "ofg_deploy", "train", "-o", run, "--resume", "--device", context.device]
-    log, start = context.work / "train.log", time.monotonic()
+    log, start, before = context.work / "train.log", time.monotonic(), (run / "last.pt").stat().st_mtime_ns
     with log.open("wb") as stream:
         process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=subprocess.STDOUT)
-        while process.poll() is None and context.left > PACK_S and not (context.dry and len(epochs(run)) > done):
+        while process.poll() is None and context.left > PACK_S:
+            if context.dry and (run / "last.pt").stat().st_mtime_ns != before:
+                break  # one epoch is enough to see
             time.sleep(0.2)
         stopped = process.poll() is None
         if stopped:
@@ -91,9 +93,11 @@ def resume(context: Context, run: Path, done: int) -> float:
 
 
 def epochs(run: Path) -> list[dict[str, str]]:
-    """The finished ones."""
-    path = run / "metrics.csv"
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+    """Those that ``last.pt`` holds; the table may be one ahead of it, it is written first."""
+    from ofg_deploy.train.checkpoint import load_checkpoint
+
+    done = load_checkpoint(run / "last.pt").training["epoch"]
+    return list(csv.DictReader(io.StringIO((run / "metrics.csv").read_text())))[:done]
 
 
 def relocate(config: Path, work: Path) -> int:

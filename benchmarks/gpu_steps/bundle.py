@@ -31,8 +31,8 @@ PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (34, 31, 28, 27, 24, 17, 12, 5)]
     "manylinux2014_x86_64",
     "linux_x86_64",
 ]
-# In the order of use: training steps, registration, what a resumed training writes, ONNX Runtime, TensorRT-RTX. Versions
-# are those of constraints.txt, and here only what it does not pin.
+# In the order of use: training steps, registration, what a resumed training writes, ONNX Runtime, TensorRT-RTX.
+# Versions are those of constraints.txt; named here is what it does not pin.
 PACKAGES = (
     *("nibabel", "isal", "filelock", "lightning-fabric", "SimpleITK"),
     *("tensorboard", "tensorboard-data-server", "absl-py", "grpcio", "markdown", "werkzeug"),
@@ -215,8 +215,8 @@ def instructions(out: Path, manifest: dict[str, Any]) -> list[str]:
         "   before call 1:     python3 benchmarks/gpu.py --out DIR --steps a",
         "   after call 1:      python3 benchmarks/gpu.py --out DIR --steps b",
         "   after the last:    python3 benchmarks/gpu.py --out DIR --steps c,d,e,f --run build/brain",
-        "The step of a package that is still missing is a row that says so. The results name the packages that are there:",
-        "a call that brings nothing else may be left out, and --install keeps what it finds.",
+        "The step of a package that is still missing is a row that says so. The results name the packages that are",
+        "there: a call that brings nothing else may be left out, and --install keeps what it finds.",
     ]
     return lines
 

@@ -1,4 +1,4 @@
-"""A voxelmorph after a few training steps on two heads: what its graph costs does not depend on how long they were."""
+"""A network after a few training steps on two heads: what its graph costs does not depend on how long they were."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.objective import Batch, Objective
 
 
-def trained(device: str, grid: Shape, guidance: Any, steps: int) -> Any:
+def trained(name: str, device: str, grid: Shape, steps: int) -> Any:
     """The network on the CPU, ready to be exported for any grid of multiples."""
-    config = TrainConfig(NetworkInput(grid, (1.0, 1.0, 1.0), Intensity(), "none"), guidance=guidance, ncc_window=5)
+    config = TrainConfig(NetworkInput(grid, (1.0, 1.0, 1.0), Intensity(), "none"), network=name, ncc_window=5)
     pair = make_pair(grid)[0]
     batch = Batch(*(torch.from_numpy(image)[None, None].to(device) for image in (pair.moving, pair.fixed)))
     torch.manual_seed(0)
-    network = build_network("voxelmorph", grid).to(device)
+    network = build_network(name, grid).to(device)
     optimiser = torch.optim.Adam(network.parameters(), config.lr, amsgrad=True)
     objective = Objective(config, torch.device(device))
     for _ in range(steps):

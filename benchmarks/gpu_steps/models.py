@@ -48,11 +48,18 @@ def dice(labels: tuple[Any, Any], field: Field) -> float:
 
 
 def make_network(name: str, shape: Shape, seed: int = 0) -> Any:
-    """Random weights, the last convolution scaled to a field of ``LARGEST`` voxels on ``make_pair``."""
+    """Random weights, the last convolution scaled to a field of ``LARGEST`` voxels on ``make_pair``.
+
+    Biases of zero, with which some layers begin, become small numbers: the exporter would leave them out, and the graph
+    would not be that of a trained network.
+    """
     torch.manual_seed(seed)
     network = build_network(name, shape).eval()
     pair = make_pair(shape)[0]
     scaled(network, pair.moving, pair.fixed)
+    for key, weight in network.named_parameters():
+        if key.endswith("bias") and not weight.any():
+            torch.nn.init.normal_(weight, std=1e-3)
     return network
 
 
@@ -65,7 +72,7 @@ def scaled(network: Any, moving: Any, fixed: Any) -> None:
 
 
 def write_models(network: Any, name: str, shape: Shape, paths: dict[str, Path], guidance: str) -> onnx.ModelProto:
-    """Trace once, then lower and seal for each precision, as ``ofg export`` does without its gate; the float32 graph."""
+    """Trace once, then lower and seal for each precision, as ``ofg export`` does (no gate); the float32 graph."""
     form = choose_form(network, with_warp=False)
     graph = trace(network.inference_copy(form.sizes == "multiples"), shape)
     expects = NetworkInput(shape, (1.0, 1.0, 1.0), Intensity("minmax"), "affine")

@@ -35,11 +35,11 @@ def head(shape: Shape, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArra
     """
     rng = np.random.default_rng(number)
     axes = [np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in shape]
-    places = [place.copy() for place in np.meshgrid(*axes, indexing="ij")]
-    for axis, place in enumerate(places):
-        place += np.float32(0.015) * smooth_noise(shape, 12, rng) + np.float32(0.006) * smooth_noise(shape, 4, rng)
-        place -= np.float32(rng.uniform(-0.02, 0.02))
-        places[axis] = place / np.float32(rng.uniform(0.94, 1.06))
+    places = []
+    for place in np.meshgrid(*axes, indexing="ij"):
+        folds = np.float32(0.015) * smooth_noise(shape, 12, rng) + np.float32(0.006) * smooth_noise(shape, 4, rng)
+        moved = place + folds - np.float32(rng.uniform(-0.02, 0.02))
+        places.append(moved / np.float32(rng.uniform(0.94, 1.06)))
     labels = np.zeros(shape, np.int16)
     image = np.zeros(shape, np.float32)
     for radii, centre, label, value in PARTS:

@@ -1,4 +1,4 @@
-"""Step e: ``ofg register`` as somebody uses it, on whole heads. Needs SimpleITK, nibabel and isal beside onnxruntime-gpu.
+"""Step e: ``ofg register`` as somebody uses it, on whole heads. Needs SimpleITK and onnxruntime-gpu beside nibabel.
 
 The heads are drawn there (``phantom``): one fixed, 20 moving. A batch is one command with all pairs; its seconds hold
 the start of the command, reading, the affine start, the network, warping and writing. Busy is what nvidia-smi reports
@@ -47,7 +47,7 @@ def measure(context: Context) -> None:
         f"ofg register, two batches of {count // 2} at once, {NETWORK}",
         lambda: several(context, heads, model, [gpu, gpu]),
     )
-    for runtime in ("onnxruntime",) if context.dry else ("onnxruntime", "openvino"):
+    for runtime in () if context.dry else ("onnxruntime", "openvino"):  # a dry run has run it already
         cpu = ["--device", "cpu", "--runtime", runtime, *small]
         context.attempt(
             f"ofg register, batch of {count}, {NETWORK}, {runtime} on {cores} cores",

@@ -6,6 +6,7 @@ that lies on the device already. Memory is the peak that torch allocated, weight
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def measure(context: Context) -> None:
                     continue  # seconds in the interpreter, and step a has run the kernels
                 on = "" if guidance == "none" else f", {backend}"
                 what = f"training step, {network}, {precision}, guidance {guidance}{on}"
-                context.attempt(what, lambda g=guidance, b=backend: step(context, network, precision, g, b, alone), AIM)
+                context.attempt(what, partial(step, context, network, precision, guidance, backend, alone), AIM)
 
 
 def step(

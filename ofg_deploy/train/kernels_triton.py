@@ -42,7 +42,7 @@ def refine(
 def gradient(
     field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, smoothness: float, window: int
 ) -> torch.Tensor:
-    """(3, X, Y, Z): the gradient of the energy that ``refine`` descends; a step divides by its size and hides errors."""
+    """(3, X, Y, Z): gradient of the energy that ``refine`` descends; its steps divide by the size and hide errors."""
     state = _descend(field, moving, fixed, 1, 1.0, smoothness, window)[1]
     return state.view(3, 3, *moving.shape)[:, 0] / (1 - BETA_1)
 

@@ -139,7 +139,7 @@ def _held(displacement, index, size):
 def _compose(
     field, direction, longest, out, size_x, size_y, size_z, n, length, tiny, block: tl.constexpr,
 ):  # fmt: skip
-    """The step (the direction scaled, downhill) first, then the field, which keeps its edge values beyond the border."""
+    """The step (the direction scaled, downhill) first, then the field; beyond the border it keeps its edge values."""
     i = tl.program_id(0) * block + tl.arange(0, block)
     mask = i < n
     s_x = tl.load(direction + i, mask=mask, other=0.0)
