@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu gpu-bundle clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
@@ -21,6 +21,14 @@ lint: $(READY)
 # Needs the hippocampus images; about an hour and a half on two cores. Results: benchmarks/results/.
 bench: $(READY)
 	$(BIN)/python benchmarks/hippocampus.py --work build/hippocampus --json benchmarks/results/hippocampus.json
+
+# On a machine with an NVIDIA GPU, at most nine minutes; nothing is installed. See benchmarks/GPU.md.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --out build/gpu
+
+# The packages that such a machine lacks, in parts that can be copied to one without network.
+gpu-bundle:
+	$(PYTHON) benchmarks/gpu_steps/bundle.py --out build/gpu-bundle
 
 clean:
 	rm -rf $(VENV) build demo/work demo/report.html demo/report.png

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
+from tensorrt_support import refusals
 from test_golden import REFERENCE, golden_state, needs_reference
 from test_networks import awake, constant_nodes, images
 from training_runs import EXPECTS
@@ -70,6 +71,7 @@ def test_one_graph_does_for_every_grid_of_multiples(name: str, tmp_path: Path, r
     assert set(found) == network.onnx_ops | network.size_operators
     assert not {"Gather", "Slice", "Expand"} & set(found)
     assert found.count("Shape") == (name == "lku-net")
+    assert refusals(model, (10, 15)) == []
     assert constant_nodes(model) == []
     for grid in [GRID, (64, 48, 16), (16, 16, 80)]:
         moving, fixed = images(grid)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy.linalg import expm
 from scipy.ndimage import gaussian_filter
+from tensorrt_support import SAMPLES_VOLUMES, VERSIONS, refusals
 from torch import nn
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
@@ -105,6 +106,7 @@ def test_export_reproduces_the_network(name: str, grid: tuple[int, int, int]) ->
     assert found == network.onnx_ops if network.padded == grid else network.onnx_ops - {"Pad"} <= found
     assert all("Scatter" not in op and op != "NonZero" for op in network.onnx_ops)
     assert constant_nodes(model) == []
+    assert [refusals(model, version) for version in VERSIONS] == [[]] * len(VERSIONS)
     slices = [node.op_type for node in model.graph.node].count("Slice")
     assert slices <= (0 if network.padded == grid else 3)  # the crop
     moving, fixed = images(grid)
@@ -143,6 +145,7 @@ def test_diffeomorphic_export_and_its_inverse() -> None:
     check_graph(model, network)
     assert {node.op_type for node in model.graph.node} == network.onnx_ops
     assert constant_nodes(model) == []
+    assert refusals(model, SAMPLES_VOLUMES) == []
     moving, fixed = images(grid)
     with torch.inference_mode():
         eager = network(moving, fixed)

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="networks are traced with torch (pip
 import onnxruntime
 from parity_sources import make_source, trace_once
 from scipy.ndimage import map_coordinates
+from tensorrt_support import SAMPLES_VOLUMES, refusals
 from torch.nn import functional
 
 from ofg_deploy.errors import DeviceError, ParityError
@@ -78,6 +79,9 @@ def test_every_network_in_low_precision(
     weights = sum(4 * np.prod(t.dims) for t in model.graph.initializer if t.data_type == FLOAT)
     for precision, low in TYPES.items():
         lowered = lower(model, precision)
+        assert refusals(lowered, SAMPLES_VOLUMES) == []
+        if not diffeomorphic:
+            assert refusals(lowered, (10, 15)) == []
         types = types_of(lowered)
         after = Counter(node.op_type for node in lowered.graph.node)
         assert set(after - before) == {"Cast"}

@@ -8,10 +8,10 @@ from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from ofg_deploy.train import kernels_triton
+from ofg_deploy.train import kernels_triton, kernels_triton_greedy
 
-NUMBERS = {"volume", "w_x", "w_y", "w_z", "lr", "root"}
-SIZES = {"size", "size_x", "size_y", "size_z", "n", "half", "step"}
+NUMBERS = {"volume", "w_x", "w_y", "w_z", "lr", "root", "length", "tiny"}
+SIZES = {"size", "size_x", "size_y", "size_z", "n", "half", "step", "reach"}
 
 
 def kind(argument: str) -> str:
@@ -20,7 +20,7 @@ def kind(argument: str) -> str:
     return "fp32" if argument in NUMBERS else "i32" if argument in SIZES else "*fp32"
 
 
-for name, kernel in vars(kernels_triton).items():
+for name, kernel in (vars(kernels_triton) | vars(kernels_triton_greedy)).items():
     # Launched are those that are told their block and ask where they are; the others are parts of them.
     if isinstance(kernel, JITFunction) and "program_id" in kernel.src:
         signature = {argument: kind(argument) for argument in kernel.arg_names}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,12 +44,13 @@ class OnnxRuntimeEngine:
         wanted = PROVIDERS[device]
         if wanted not in offered:
             raise DeviceError(f"--device {device}: this ONNX Runtime offers only {', '.join(offered)}")
+        complaint = _load_cuda_libraries(onnxruntime) if device == "cuda" else ""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                sealed.content, options, providers=[(wanted, {"device_id": str(gpu)} if device == "cuda" else {})]
+                sealed.content, options, providers=[(wanted, _cuda_options(gpu) if device == "cuda" else {})]
             )
         except Exception as error:  # its exception types share no base class
             if device == "cpu" and sealed.contract.precision == "bf16":
@@ -58,7 +62,10 @@ class OnnxRuntimeEngine:
         # It falls back to the CPU in silence when CUDA libraries are missing: compare what runs with what was asked.
         used = self._session.get_providers()
         if used[0] != wanted:
-            raise DeviceError(f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}")
+            why = f": {complaint}" if complaint else ""
+            raise DeviceError(
+                f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}{why}"
+            )
         self._run_options = onnxruntime.RunOptions
         self._under_way: list[Any] = []
         self._stopped = False
@@ -124,6 +131,26 @@ def offers_cuda() -> bool:
     except ImportError:
         return False
     return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+
+
+def _cuda_options(gpu: int) -> dict[str, str]:
+    """Float32 is float32: on its own the provider rounds the inputs of convolutions to 10 bits (TF32)."""
+    return {"device_id": str(gpu), "use_tf32": "0"}
+
+
+def _load_cuda_libraries(onnxruntime: ModuleType) -> str:
+    """Load CUDA and cuDNN from NVIDIA's packages, where torch's installation puts them; else the system's are taken.
+
+    Returns:
+        What it could not load, on one line; empty where there was nothing to say.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return ""
+    printed = io.StringIO()
+    with redirect_stdout(printed):  # it prints what is missing, and raises nothing
+        preload()
+    return (printed.getvalue().strip().splitlines() or [""])[0]
 
 
 def _first_line(error: BaseException) -> str:

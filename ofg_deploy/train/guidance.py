@@ -96,18 +96,26 @@ class Steepest:
         """As ``InnerOptimiser``."""
         if self.backend == "numba":
             return refine_compiled(self.options, field, moving, fixed, buffers)
+        if self.backend == "triton":
+            from ofg_deploy.train import kernels_triton_greedy
+
+            tensors = field.detach(), moving[:, 0], fixed[:, 0]
+            return torch.stack([kernels_triton_greedy.refine(self.options, *p) for p in zip(*tensors, strict=True)])
         return greedy.refine(self.options, field, moving, fixed)
 
 
-def inner_optimiser(config: TrainConfig, device: torch.device) -> InnerOptimiser:
+def inner_optimiser(config: TrainConfig, device: torch.device, backend: Backend = "auto") -> InnerOptimiser:
     """The one that a run is guided by.
 
+    Args:
+        backend: see ``choose_backend``.
+
     Raises:
-        DeviceError: it does not run there. UsageError: it does not suit the grid.
+        DeviceError: it does not run there. UsageError: it does not suit the grid, or that backend cannot do it.
     """
     if config.guidance_optimiser == "adam":
         custom = config.similarity != "ncc" or config.regulariser != "diffusion"
-        return PublishedAdam(config, choose_backend(device, "auto", custom))
+        return PublishedAdam(config, choose_backend(device, backend, custom))
     options: Greedy | Multilevel = Greedy(
         config.guidance_steps,
         config.guidance_step_voxels,
@@ -117,9 +125,11 @@ def inner_optimiser(config: TrainConfig, device: torch.device) -> InnerOptimiser
         config.ncc_window,
     )
     if config.guidance_optimiser == "multilevel":
+        if backend == "triton":
+            raise UsageError("guidance backend triton has no multilevel steps: use torch or auto")
         options = Multilevel(options, (config.guidance_coarse_steps,) * (config.guidance_levels - 1))
         options.check_grid(config.expects.shape)
-    return Steepest(options, "numba" if device.type == "cpu" else "torch")
+    return Steepest(options, choose_backend(device, backend))
 
 
 def choose_backend(device: torch.device | str, backend: Backend = "auto", custom_energy: bool = False) -> str:

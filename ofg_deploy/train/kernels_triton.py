@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 256
+BETA_1 = 0.9  # as ``_update`` has it
 
 
 def refine(
@@ -35,6 +36,27 @@ def refine(
     Returns:
         (3, X, Y, Z) refined field.
     """
+    return _descend(field, moving, fixed, steps, lr, smoothness, window)[0]
+
+
+def gradient(
+    field: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor, smoothness: float, window: int
+) -> torch.Tensor:
+    """(3, X, Y, Z): gradient of the energy that ``refine`` descends; its steps divide by the size and hide errors."""
+    state = _descend(field, moving, fixed, 1, 1.0, smoothness, window)[1]
+    return state.view(3, 3, *moving.shape)[:, 0] / (1 - BETA_1)
+
+
+def _descend(
+    field: torch.Tensor,
+    moving: torch.Tensor,
+    fixed: torch.Tensor,
+    steps: int,
+    lr: float,
+    smoothness: float,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The refined field, and Adam's state: for each component mean, mean square and its largest, (9, voxels)."""
     shape, n = moving.shape, moving.numel()
     moving, fixed, here = moving.contiguous(), fixed.contiguous(), field.clone(memory_format=torch.contiguous_format)
     after, slope, warped = torch.empty_like(here), torch.empty_like(here), torch.empty_like(moving)
@@ -50,10 +72,10 @@ def refine(
         _weigh[blocks,](second, first, x_step, shape[0], n, half, float(window**3), BLOCK)
         _sum_axis[blocks, 3](first, second, 1, shape[2], n, half, BLOCK)
         _sum_axis[blocks, 3](second, first, y_step, shape[1], n, half, BLOCK)
-        step, root = lr / (1 - 0.9**count), (1 - 0.999**count) ** -0.5
+        step, root = lr / (1 - BETA_1**count), (1 - 0.999**count) ** -0.5
         _update[blocks,](first, warped, fixed, slope, here, after, state, *shape, n, half, *stencil, step, root, BLOCK)
         here, after = after, here
-    return here
+    return here, state
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import torch
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.train.compiled_loss import warped_ncc_loss
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.guidance import REGULARISERS, SIMILARITIES, inner_optimiser
+from ofg_deploy.train.guidance import REGULARISERS, SIMILARITIES, Backend, inner_optimiser
 from ofg_deploy.train.losses import diffusion, local_ncc_loss, ofg_loss, warp
 from ofg_deploy.train.similarity import soft_dice_loss
 
@@ -50,14 +50,18 @@ class Terms:
 
 
 class Objective:
-    """The loss of a predicted field; keeps the working memory of the inner optimiser from step to step."""
+    """The loss of a predicted field; keeps the working memory of the inner optimiser from step to step.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    Args:
+        backend: what the inner optimiser runs on, see ``guidance.choose_backend``.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, backend: Backend = "auto") -> None:
         self.config = config
         self._buffers = Buffers()
         self._similarity = SIMILARITIES[config.similarity]
         self._regulariser = REGULARISERS[config.regulariser]
-        self._guide = inner_optimiser(config, device) if config.guidance == "ofg" else None
+        self._guide = inner_optimiser(config, device, backend) if config.guidance == "ofg" else None
         self._compiled_ncc = device.type == "cpu" and self._similarity is None
 
     @property
