@@ -1,4 +1,4 @@
-"""Processes that find affine starts: SimpleITK holds the interpreter while it optimises, and the engine would wait."""
+"""Processes that find affine starts: it is many small calls, for each of which the engine would wait."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import threading
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from ofg_deploy.affine import Alignment
 from ofg_deploy.child import without_interrupts
 from ofg_deploy.errors import DeviceError
-from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import IMAGE_BASED, Start
 
 
 class Aligners:
-    """Does what ``Start.moving_from_fixed`` does; where that looks at voxels, in another process, with the same result.
+    """Does what ``Start.align`` does; where that looks at voxels, in another process, with the same result.
 
     Args:
         count: processes; the first are started when the first start is asked for.
@@ -29,14 +29,14 @@ class Aligners:
         self._lock = threading.Lock()
         self._closed = False
 
-    def align(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
-        """(4, 4) moving_from_fixed.
+    def align(self, start: Start, fixed: Volume, moving: Volume) -> Alignment:
+        """The start of a pair.
 
         Raises:
-            AlignerDied: a process died. CancelledError: ``close`` was called. Otherwise as ``Start.moving_from_fixed``.
+            AlignerDied: a process died. CancelledError: ``close`` was called. Otherwise as ``Start.align``.
         """
         if start.matrix is not None or start.init not in IMAGE_BASED:
-            return start.moving_from_fixed(fixed, moving)
+            return start.align(fixed, moving)
         try:
             return self._submit(start, fixed, moving).result()
         except BrokenProcessPool as error:
@@ -55,7 +55,7 @@ class Aligners:
                 process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> Future[Matrix]:
+    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> Future[Alignment]:
         with self._lock:
             if self._closed:
                 raise CancelledError
@@ -71,8 +71,8 @@ class AlignerDied(DeviceError):
     """No later pair of the batch could find its start either."""
 
 
-def _align(start: Start, fixed: Volume, moving: Volume) -> Matrix:
-    return start.moving_from_fixed(fixed, moving)
+def _align(start: Start, fixed: Volume, moving: Volume) -> Alignment:
+    return start.align(fixed, moving)
 
 
 def _begin() -> None:

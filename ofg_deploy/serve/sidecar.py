@@ -68,7 +68,8 @@ def record(
 
 def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:
     given = {"path": str(init.absolute()), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
-    return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist()}
+    found = pair.alignment.record() if pair.alignment else {}
+    return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist(), **found}
 
 
 def _inverse(inverse: InverseField) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ofg_deploy.outputs import sha256_file
 from ofg_deploy.preprocess import CONTENT_OUTSIDE, LITTLE_OVERLAP, NetworkInput, PreparedPair, prepare_pair
 
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
-CACHE_VERSION = 4  # raise it when preparation changes its result or what is kept of it
+CACHE_VERSION = 5  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
@@ -293,13 +293,15 @@ def load_cached(file: Path) -> PreparedPair:
 
 def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
     """What a user should know about prepared pairs as a whole, one line each; reads no voxels."""
-    outside, apart = {}, {}
+    outside, apart, other = {}, {}, {}
     for pair, file in zip(pairs, files, strict=True):
         with np.load(file, allow_pickle=False) as stored:
             if (share := float(stored["outside"])) > CONTENT_OUTSIDE:
                 outside[pair] = share
             if (share := float(stored["overlap"])) < LITTLE_OVERLAP:
                 apart[pair] = share
+            if said := str(stored["start"]):
+                other[pair] = said
     lines = []
     if outside:
         worst = max(outside, key=outside.__getitem__)
@@ -312,6 +314,9 @@ def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
         lines.append(
             f"{len(apart)} of {len(files)} pairs hardly overlap, {worst.fixed} and {worst.moving} by {apart[worst]:.0%}"
         )
+    if other:
+        pair, said = next(iter(other.items()))
+        lines.append(f"{len(other)} of {len(files)} pairs start otherwise, {pair.fixed} and {pair.moving}: {said}")
     return lines
 
 
@@ -412,6 +417,7 @@ def _prepare(pair: PairFiles, expects: NetworkInput, file: Path) -> None:
             moving_from_fixed=prepared.moving_from_fixed,
             overlap=prepared.overlap,
             outside=prepared.outside,
+            start="; ".join(prepared.alignment.warnings() if prepared.alignment else []),
             stripped=Look.of(fixed.data).stripped,
             thumbnail=thumbnail(fixed, expects),
         )
