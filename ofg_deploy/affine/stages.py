@@ -13,6 +13,9 @@ from ofg_deploy.geometry import Matrix, transform_points
 from ofg_deploy.nifti import Volume
 
 EVIDENCE = 3.0  # nats (a factor of 20) by which another start must be more probable than the headers or the centres
+# An estimate from n samples strays by some 20/n nats by chance. Images of noise have as many independent places as
+# samples: it would count as evidence.
+SAMPLES_PER_PLACE = 20
 # Voxels of the content at each level, and samples of it: a deformable step follows.
 LEVELS = ((4e3, 4_000), (1.6e4, 12_000), (1.2e5, 40_000), (8e5, 100_000))
 
@@ -54,7 +57,8 @@ def _search(fixed: Picture, moving: Picture) -> tuple[Search, Frames]:
     levels = [Agreement.between(fixed, moving, frames, *level) for level in wanted]
     home = np.zeros(12)
     home[:3] = frames.from_world(np.eye(4))[:3, 3]
-    return Search(levels, min(fixed.places(), moving.places()), Prior(home)), frames
+    places = min(fixed.places(), moving.places(), wanted[-1][1] / SAMPLES_PER_PLACE)
+    return Search(levels, places, Prior(home)), frames
 
 
 def _centred(frames: Frames, centres: list[Matrix]) -> Vector:

@@ -9,7 +9,7 @@ import numpy as np
 from ofg_deploy.check.finding import Finding
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
-from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations, shear_said
+from ofg_deploy.nifti import Orientations, check_voxel_sizes, conflict_mm, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
 
 PLAUSIBLE_MM = (20.0, 1000.0)  # longest side of a field of view; from a mouse's head to a whole body
@@ -101,7 +101,7 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
         said = [Finding("note", "qform", "only the sform is coded", "write both, for tools that read the qform", True)]
     elif qform is None:
         said = [Finding("warning", "qform", qform_wrong, keep, True)]
-    elif gap > CONFLICT_MM:
+    elif gap > conflict_mm(sform):
         text = f"sform and qform disagree by up to {gap:.2f} mm at the corners"
         said = [Finding("warning", "orientation", text, f"{keep} (if the qform is right, set the sform by hand)", True)]
     else:
