@@ -78,7 +78,7 @@ class Half:
         found, counts, by_voxel = np.empty((self.bins.size, 8)), np.zeros((BINS, BINS)), np.zeros((4, 4))
         look_up(self.data, matrix, self.points, found)
         if self.mask is not None:
-            self._count(matrix, found)
+            _count(self.mask, matrix, self.points, found)
         joint_histogram(self.bins, found, counts)
         p = counts / self.bins.size
         apart = np.outer(p.sum(axis=1), p.sum(axis=0))
@@ -88,14 +88,6 @@ class Half:
         if with_slope:
             slope(self.bins, found, self.points, table, by_voxel)
         return float((p * table).sum()), self.vox_from_frame.T @ by_voxel / self.bins.size
-
-    def _count(self, matrix: Matrix, found: Matrix) -> None:
-        """Multiply the weights by the mask."""
-        share = np.zeros_like(found)
-        look_up(self.mask, matrix, self.points, share)
-        seen = share[:, 1] > 0
-        found[seen, 5:] = found[seen, 5:] * share[seen, :1] + found[seen, 1:2] * share[seen, 2:5]
-        found[seen, 1] *= share[seen, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +105,7 @@ class Agreement:
     def between(cls, fixed: Picture, moving: Picture, frames: Frames, voxels: float, samples: int) -> Agreement:
         """At about so many voxels and samples of what each image shows."""
         small = [picture.shrunk(voxels) for picture in (fixed, moving)]
-        inverse = [np.linalg.inv(frame) for frame in (frames.fixed, frames.moving)]
+        inverse: list[Matrix] = [np.linalg.inv(frame).astype(np.float64) for frame in (frames.fixed, frames.moving)]
         halves = []
         for mine, other in ((0, 1), (1, 0)):
             picture, others = (fixed, moving)[mine], (fixed, moving)[other]
@@ -127,17 +119,26 @@ class Agreement:
 
     def value(self, moving_from_fixed: Matrix) -> float:
         """The measure of a map between frames."""
-        back = np.linalg.inv(moving_from_fixed)
+        back: Matrix = np.linalg.inv(moving_from_fixed).astype(np.float64)
         return (self.forward.told(moving_from_fixed)[0] + self.backward.told(back)[0]) / 2
 
     def with_slope(self, moving_from_fixed: Matrix) -> tuple[float, Matrix]:
         """The measure, and its derivative by the (4, 4) matrix (last row 0)."""
-        inverse = np.linalg.inv(moving_from_fixed)
+        inverse: Matrix = np.linalg.inv(moving_from_fixed).astype(np.float64)
         there, by_matrix = self.forward.told(moving_from_fixed, with_slope=True)
         back, by_inverse = self.backward.told(inverse, with_slope=True)
         by_matrix = by_matrix - inverse.T @ by_inverse @ inverse.T
         by_matrix[3] = 0
         return (there + back) / 2, by_matrix / 2
+
+
+def _count(mask: npt.NDArray[np.float32], matrix: Matrix, points: Matrix, found: Matrix) -> None:
+    """Multiply the weights by a mask, and their slopes with them."""
+    share = np.zeros_like(found)
+    look_up(mask, matrix, points, share)
+    seen = share[:, 1] > 0
+    found[seen, 5:] = found[seen, 5:] * share[seen, :1] + found[seen, 1:2] * share[seen, 2:5]
+    found[seen, 1] *= share[seen, 0]
 
 
 def _samples(
@@ -159,4 +160,4 @@ def _samples(
 
 def _mapped(matrix: Matrix, points: Matrix) -> Matrix:
     """(N, 3) points; without a matrix product, whose last bits depend on the number of threads."""
-    return matrix[:3, 3] + sum(points[:, n : n + 1] * matrix[:3, n] for n in range(3))  # type: ignore[no-any-return]
+    return matrix[:3, 3] + sum(points[:, n : n + 1] * matrix[:3, n] for n in range(3))

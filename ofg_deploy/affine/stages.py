@@ -33,7 +33,7 @@ def best(fixed: Volume, moving: Volume, kind: Kind, fixed_mask: Volume | None, m
         stages["rigid"] = search.finest(ends, "rigid")
     if kind == "affine":
         stages["affine"] = search.finest([*ends, stages["rigid"]], "affine")
-    measure = {stage: search.measure(p) for stage, p in stages.items()}
+    measure: dict[str, float] = {stage: search.measure(p) for stage, p in stages.items()}
     kept: Stage = "header"
     for stage, p in stages.items():
         if measure[stage] > measure[kept] and (kind == "centre" or _more_probable(search, p, stages[kept], kept)):
