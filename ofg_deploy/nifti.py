@@ -18,7 +18,7 @@ from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
 from ofg_deploy.nifti_write import write
 
 FARTHEST_MM = 1e6  # that a map may lead: more is damage
-FARTHEST_VOX = 1e6  # from the world's origin, in the largest voxel size: beyond it float32 loses the voxels
+FARTHEST_VOX = 5e5  # from the world's origin, in the largest voxel size: beyond it float32 is off by a share of a voxel
 SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
 CONFLICT_VOX = 0.1  # sform and qform further apart than this anywhere in the volume are reported
 INTENT_FSL_WARP = 2006  # FNIRT's displacement field
@@ -253,7 +253,7 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: Matrix) -> Grid:
             raise GeometryError(f"{path}: {error}") from error
         farthest = float(np.abs(grid.corners_mm()).max())
     if not farthest <= FARTHEST_VOX * max(grid.spacing_mm):
-        far = f"{farthest:g} mm from the world's origin, more than a million voxels"
+        far = f"{farthest:g} mm from the world's origin, more than {FARTHEST_VOX:g} voxels"
         raise GeometryError(f"{path} lies up to {far}: the header is damaged")
     return grid
 
