@@ -103,7 +103,7 @@ def _bring_together(files: list[tuple[Path, Path]], training: int, shape: Shape,
     world_from_vox = target.grid.world_from_vox.copy()
     world_from_vox[:3, 3] += world_from_vox[:3, :3] @ np.round((np.array(target.grid.shape) - shape) / 2)
     grid = Grid(shape, world_from_vox)
-    affines = [np.eye(4) if v is target else align(target, v) for v in volumes]
+    affines = [np.eye(4) if v is target else align(target, v).moving_from_fixed for v in volumes]
     images = [
         resample(_normalised(v.data), v.grid, grid, a).astype(np.float32) for v, a in zip(volumes, affines, strict=True)
     ]

@@ -58,7 +58,7 @@ def main() -> None:
     pairs = [(p["fixed"], p["moving"]) for p in splits(options.data)["test_pairs"]]
     rows = {
         "header alone": evaluate(options.data, pairs, lambda fixed, moving: np.eye(4)),
-        "our affine start": evaluate(options.data, pairs, align),
+        "our affine start": evaluate(options.data, pairs, lambda *pair: align(*pair).moving_from_fixed),
         f"ofg register ({options.guidance})": [register(options, model, *pair) for pair in pairs],
         "ANTsPy affine": ants_rows(options.data, pairs, "Affine"),
         "ANTsPy SyN": ants_rows(options.data, pairs, "SyN"),

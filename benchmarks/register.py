@@ -325,7 +325,7 @@ def brains(work: Path, heads: list[int]) -> tuple[Path, Path, Path, Path]:
     matrix = made[0][0].grid.world_from_vox.copy()
     matrix[:3, 3] += matrix[:3, :3] @ first
     grid = Grid(SHAPE, matrix)
-    affine = align(made[0][0], made[1][0], "affine")
+    affine = align(made[0][0], made[1][0], "affine").moving_from_fixed
     for (volume, labels), to, path, drawn in zip(made, (np.eye(4), affine), names[:2], names[2:], strict=True):
         values = np.rint(10 * np.clip(resample(volume.data, volume.grid, grid, to), 0, None))
         save_volume(path, values.astype(np.int16), grid)

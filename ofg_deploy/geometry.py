@@ -48,7 +48,7 @@ class Grid:
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
             raise GeometryError("the affine is not a finite 4x4 matrix with last row 0 0 0 1")
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-        if lengths.min() <= 1e-6:
+        if lengths.min() <= 1e-6 * lengths.max():  # whatever the unit: a cell is as good a volume as a whole body
             raise GeometryError(f"the affine is singular: voxel sizes {_show(lengths)} mm")
         directions = matrix[:3, :3] / lengths
         if np.abs(directions.T @ directions - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
@@ -182,10 +182,12 @@ def shear_vox(grid: Grid) -> float:
 
 
 def describe_extent(grid: Grid) -> str:
-    """World box of the field of view, for messages: ``x -90..91 y -126..91 z -72..109 mm``."""
+    """World box of the field of view, for messages: ``x -90..91 y -126..91 z -72..109 mm``; decimals for small ones."""
     corners = grid.corners_mm()
-    spans = zip("xyz", corners.min(axis=1), corners.max(axis=1), strict=True)
-    return " ".join(f"{axis} {low:.0f}..{high:.0f}" for axis, low, high in spans) + " mm"
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    digits = max(0, 1 - int(np.floor(np.log10((high - low).max()))))
+    spans = zip("xyz", low, high, strict=True)
+    return " ".join(f"{axis} {a:.{digits}f}..{b:.{digits}f}" for axis, a, b in spans) + " mm"
 
 
 def _show(values: npt.NDArray[np.float64]) -> str:

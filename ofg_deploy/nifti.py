@@ -19,9 +19,10 @@ from ofg_deploy.nifti_file import MAX_VOXELS, NiftiFile, open_nifti
 from ofg_deploy.nifti_write import write
 from ofg_deploy.readers import conflict_said
 
-FARTHEST_MM = 1e6  # from the world's origin: beyond a kilometre a header is damaged, and float32 loses the voxels
+FARTHEST_MM = 1e6  # that a map may lead: more is damage
+FARTHEST_VOX = 5e5  # from the world's origin, in the largest voxel size: beyond it float32 is off by a share of a voxel
 SHEAR_VOX = 0.05  # by which ITK would move a corner of a sheared grid; more is reported
-CONFLICT_MM = 0.1  # sform and qform further apart than this anywhere in the volume are reported
+CONFLICT_VOX = 0.1  # sform and qform further apart than this anywhere in the volume are reported
 INTENT_FSL_WARP = 2006  # FNIRT's displacement field
 FSL_INTENTS = (INTENT_FSL_WARP, 2007, 2008, 2009)  # and its coefficients: cubic, cosines, quadratic
 INTENT_VECTOR = 1007  # the one intent under which ITK, ANTs and nitransforms all read LPS vectors alike
@@ -293,9 +294,15 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: Matrix) -> Grid:
         except GeometryError as error:
             raise GeometryError(f"{path}: {error}") from error
         farthest = float(np.abs(grid.corners_mm()).max())
-    if not farthest <= FARTHEST_MM:
-        raise GeometryError(f"{path} lies up to {farthest:g} mm from the world's origin: the header is damaged")
+    if not farthest <= FARTHEST_VOX * max(grid.spacing_mm):
+        far = f"{farthest:g} mm from the world's origin, more than {FARTHEST_VOX:g} voxels"
+        raise GeometryError(f"{path} lies up to {far}: the header is damaged")
     return grid
+
+
+def conflict_mm(world_from_vox: Matrix) -> float:
+    """How far apart sform and qform may be: a share of the smallest voxel, in whatever unit that is small."""
+    return CONFLICT_VOX * float(np.linalg.norm(world_from_vox[:3, :3], axis=0).min())
 
 
 def shear_said(grid: Grid) -> str:
@@ -325,7 +332,7 @@ def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
         check_voxel_sizes(nifti)
     grid = grid_of(path, nifti.shape, affine)
     warnings = nifti.repairs
-    if not (gap := found.gap_mm(grid.shape)) <= CONFLICT_MM:  # a NaN in the qform disagrees too
+    if not (gap := found.gap_mm(grid.shape)) <= conflict_mm(grid.world_from_vox):  # a NaN in the qform disagrees too
         said = conflict_said(found.sform_code, found.qform_code, gap)
         warnings = (
             *warnings,

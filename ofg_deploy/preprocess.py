@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ofg_deploy.affine import Alignment, align
 from ofg_deploy.background import Background
 from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.field import resample
@@ -160,6 +161,7 @@ class PreparedPair:
         background: the moving image's own, in its unit.
         empty: what the recipe makes of the fixed and of the moving image's background: the value of ``fixed`` and
             ``moving`` outside of the images.
+        alignment: how the start was found; None where that was not kept.
     """
 
     fixed: npt.NDArray[np.float32]
@@ -170,10 +172,11 @@ class PreparedPair:
     outside: float
     background: Background = UNKNOWN
     empty: tuple[float, float] = (0.0, 0.0)
+    alignment: Alignment | None = None
 
     def warnings(self) -> list[str]:
         """What a user should know about this pair, one line each."""
-        found = []
+        found = self.alignment.warnings() if self.alignment else []
         if self.overlap < LITTLE_OVERLAP:
             found.append(f"the moving image covers only {self.overlap:.0%} of the fixed field of view")
         if self.outside > CONTENT_OUTSIDE:
@@ -197,34 +200,35 @@ class Start:
     moving_mask: Volume | None = None
     matrix: Matrix | None = None
 
-    def moving_from_fixed(self, fixed: Volume, moving: Volume) -> Matrix:
-        """(4, 4), fixed RAS mm -> moving RAS mm.
+    def align(self, fixed: Volume, moving: Volume) -> Alignment:
+        """The start of this pair.
 
         Raises:
-            GeometryError: images that share no space, unless that is what the start is to mend; or no alignment.
+            GeometryError: images that share no space, unless that is what the start is to mend.
         """
         if self.matrix is not None:
-            return self.matrix
+            return Alignment(self.matrix, self.init, self.init)
         if self.init != "centre" and overlap_fraction(fixed.grid, moving.grid, np.eye(4)) == 0.0:
             raise GeometryError(_no_overlap(fixed, moving, "in world coordinates"))
         if self.init not in IMAGE_BASED:
-            return np.eye(4)
-        from ofg_deploy.affine import align
-
+            return Alignment(np.eye(4), self.init, self.init)
         return align(fixed, moving, self.init, self.fixed_mask, self.moving_mask)  # type: ignore[arg-type]
 
 
-def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Start | None = None) -> PreparedPair:
+def prepare_pair(
+    fixed: Volume, moving: Volume, wanted: NetworkInput, start: Start | Alignment | None = None
+) -> PreparedPair:
     """Bring two images onto the network's grid, each with a single interpolation.
 
     Args:
-        start: the alignment to start from; None means the one the network was trained with.
+        start: the alignment to start from, found already or not; None means as the network was trained.
 
     Raises:
         GeometryError: the images do not overlap in the world, or not any more after the affine start.
         InputError: the intensity recipe leaves a constant image.
     """
-    moving_from_fixed = (start or Start(wanted.init)).moving_from_fixed(fixed, moving)
+    alignment = start if isinstance(start, Alignment) else (start or Start(wanted.init)).align(fixed, moving)
+    moving_from_fixed = alignment.moving_from_fixed
     overlap = overlap_fraction(fixed.grid, moving.grid, moving_from_fixed)
     if overlap == 0.0:
         raise GeometryError(_no_overlap(fixed, moving, "after the start"))
@@ -240,6 +244,7 @@ def prepare_pair(fixed: Volume, moving: Volume, wanted: NetworkInput, start: Sta
         outside=content_outside(fixed_unit, fixed_empty, fixed.grid, grid),
         background=background,
         empty=(fixed_empty, moving_empty),
+        alignment=alignment,
     )
 
 

@@ -61,9 +61,10 @@ def test_starts_found_in_other_processes_are_those_found_here(images) -> None:
         there = aligners.align(Start("affine"), fixed, moving)
     finally:
         aligners.close()
-    here = Start("affine").moving_from_fixed(fixed, moving)
-    assert not np.array_equal(here, np.eye(4))
-    np.testing.assert_array_equal(there, here)
+    here = Start("affine").align(fixed, moving)
+    assert not np.array_equal(here.moving_from_fixed, np.eye(4))
+    np.testing.assert_array_equal(there.moving_from_fixed, here.moving_from_fixed)
+    assert there.record() == here.record()
 
 
 def test_two_folders_and_companions(

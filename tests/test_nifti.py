@@ -121,6 +121,28 @@ def test_a_conflict_of_sform_and_qform_is_measured_and_the_sform_wins(tmp_path, 
     assert line.startswith("conflict.nii.gz: sform and qform disagree by up to 5.00 mm; the sform is used, as by nib")
 
 
+@pytest.mark.parametrize("times", [1e-4, 0.01, 1.0, 1e4])
+def test_limits_go_by_the_voxel_in_any_unit_of_length(tmp_path, times):
+    """A conflict of 0.2 voxel is reported and one of 0.05 is not; half a million voxels away is refused."""
+
+    def load(qform_vox, away_vox=10.0):
+        affine = np.diag([2 * times, 3 * times, 2.5 * times, 1])
+        affine[0, 3] = away_vox * 3 * times
+        image = nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(3, 4, 5), affine)
+        other = affine.copy()
+        other[1, 3] += qform_vox * 2 * times
+        image.set_sform(affine, 1)
+        image.set_qform(other, 1)
+        nib.save(image, tmp_path / "x.nii")
+        return load_image(tmp_path / "x.nii")
+
+    assert load(0.05).warnings == ()
+    assert "sform and qform disagree" in load(0.2).warnings[0]
+    load(0, 4e5)
+    with pytest.raises(GeometryError, match="more than 500000 voxels: the header is damaged"):
+        load(0, 6e5)
+
+
 def test_a_conflict_in_rotation_counts_at_the_far_corner(tmp_path, data):
     image = nib.Nifti1Image(data, np.eye(4))
     turned = np.eye(4)

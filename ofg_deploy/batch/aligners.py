@@ -1,4 +1,4 @@
-"""Processes that find affine starts: SimpleITK holds the interpreter while it optimises, and the engine would wait."""
+"""Processes that find affine starts: it is many small calls, for each of which the engine would wait."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
+from ofg_deploy.affine import Alignment
 from ofg_deploy.child import Child, apart
 from ofg_deploy.errors import DeviceError, InputError
-from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import IMAGE_BASED, Start
 
-Align = Callable[[Start, Volume, Volume], Matrix]
+Align = Callable[[Start, Volume, Volume], Alignment]
 
 
 class Aligners:
-    """Does what ``Start.moving_from_fixed`` does; where that looks at voxels, in another process, with the same result.
+    """Does what ``Start.align`` does; where that looks at voxels, in another process, with the same result.
 
     Args:
         count: processes; the first are started when the first start is asked for.
@@ -34,15 +34,15 @@ class Aligners:
         self._one_alone = threading.Lock()
         self._closed = False
 
-    def align(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
-        """(4, 4) moving_from_fixed.
+    def align(self, start: Start, fixed: Volume, moving: Volume) -> Alignment:
+        """The start of a pair.
 
         Raises:
             AlignerDied: this start ends the process that looks for it. CancelledError: ``close`` was called. Otherwise
-                as ``Start.moving_from_fixed``.
+                as ``Start.align``.
         """
         if start.matrix is not None or start.init not in IMAGE_BASED:
-            return start.moving_from_fixed(fixed, moving)
+            return start.align(fixed, moving)
         pool, asked = self._submit(start, fixed, moving)
         try:
             return asked.result()
@@ -62,7 +62,7 @@ class Aligners:
         if pool:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> tuple[ProcessPoolExecutor, Future[Matrix]]:
+    def _submit(self, start: Start, fixed: Volume, moving: Volume) -> tuple[ProcessPoolExecutor, Future[Alignment]]:
         with self._lock, apart():
             self._go_on()
             if self._pool is None:
@@ -71,7 +71,7 @@ class Aligners:
             try:
                 return self._pool, self._pool.submit(_align, start, fixed, moving)
             except BrokenProcessPool as error:  # it was found broken before anybody asked
-                broken: Future[Matrix] = Future()
+                broken: Future[Alignment] = Future()
                 broken.set_exception(error)
                 return self._pool, broken
 
@@ -83,7 +83,7 @@ class Aligners:
                 self._pool = None
                 pool.shutdown(wait=False)
 
-    def _alone(self, start: Start, fixed: Volume, moving: Volume) -> Matrix:
+    def _alone(self, start: Start, fixed: Volume, moving: Volume) -> Alignment:
         with self._one_alone:
             self._go_on()
             try:
@@ -98,8 +98,8 @@ class Aligners:
                 ) from error
         if isinstance(answer, Exception):
             raise answer
-        matrix: Matrix = answer
-        return matrix
+        alignment: Alignment = answer
+        return alignment
 
     def _go_on(self) -> None:
         if self._closed:
@@ -110,8 +110,8 @@ class AlignerDied(InputError):
     """A start that ends its process also when it is the only one."""
 
 
-def _align(start: Start, fixed: Volume, moving: Volume) -> Matrix:
-    return start.moving_from_fixed(fixed, moving)
+def _align(start: Start, fixed: Volume, moving: Volume) -> Alignment:
+    return start.align(fixed, moving)
 
 
 def _align_alone(connection: Connection, work: Align, start: Start, fixed: Volume, moving: Volume) -> None:

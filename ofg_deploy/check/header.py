@@ -11,7 +11,7 @@ from ofg_deploy.check.convert import check_line, load, nibabel_line
 from ofg_deploy.check.finding import Finding, Severity
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
-from ofg_deploy.nifti import CONFLICT_MM, Orientations, check_voxel_sizes, grid_of, orientations, shear_said
+from ofg_deploy.nifti import Orientations, check_voxel_sizes, conflict_mm, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
 from ofg_deploy.readers import conflict_said
 
@@ -117,7 +117,7 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
         said = [Finding("note", "qform", "only the sform is coded", "write both, for tools that read the qform", True)]
     elif qform is None:
         said = [Finding("warning", "qform", qform_wrong, keep, True)]
-    elif gap > CONFLICT_MM:
+    elif gap > conflict_mm(sform):
         text = conflict_said(found.sform_code, found.qform_code, gap)
         said = [Finding("warning", "orientation", text, f"{keep} (if the qform is right, set the sform by hand)", True)]
     else:

@@ -12,7 +12,7 @@ from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_grid
 
 SHOWN = 5
-GRID_TOLERANCE_MM = 0.01  # float32 headers round; more than this moves labels
+GRID_TOLERANCE_VOX = 0.01  # float32 headers round; more than this moves labels
 
 
 def bad_scans(scans: Iterable[tuple[Path, Path | None]], advance: Callable[[], None] = lambda: None) -> dict[Path, str]:
@@ -45,5 +45,5 @@ def _check_same(image: Path, grid: Grid, labels: Path, other: Grid) -> None:
             f"{labels} has {other.shape} voxels and its image {image.name} {grid.shape}: not the same grid"
         )
     gap = float(np.abs(grid.corners_mm() - other.corners_mm()).max())
-    if gap > GRID_TOLERANCE_MM:
-        raise InputError(f"{labels} lies up to {gap:.2f} mm from its image {image.name}: not the same grid")
+    if gap > GRID_TOLERANCE_VOX * max(grid.spacing_mm):
+        raise InputError(f"{labels} lies up to {gap:.3g} mm from its image {image.name}: not the same grid")

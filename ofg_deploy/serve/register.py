@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ofg_deploy.affine import Alignment
 from ofg_deploy.background import Background
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
-from ofg_deploy.geometry import Matrix
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, save_transform, save_volume
 from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json, written
@@ -34,7 +34,7 @@ from ofg_deploy.transform.maps import FieldMap, Inside, field_map
 from ofg_deploy.transform.resample import outside_warning
 from ofg_deploy.transform.source import Source
 
-Align = Callable[[Start, Volume, Volume], Matrix]  # a start, fixed, moving -> (4, 4) moving_from_fixed
+Align = Callable[[Start, Volume, Volume], Alignment]  # a start, fixed, moving
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +88,7 @@ def register(job: Job, engine: Engine, images: Images | None = None) -> Result:
     return finish(prepared, predict(engine, prepared), engine)
 
 
-def prepare(
-    job: Job, contract: Promise, images: Images | None = None, align: Align = Start.moving_from_fixed
-) -> Prepared:
+def prepare(job: Job, contract: Promise, images: Images | None = None, align: Align = Start.align) -> Prepared:
     """Read all that the job names and bring the pair onto the network's grid; needs no engine. Raises as ``register``.
 
     Args:
@@ -113,9 +111,7 @@ def prepare(
             expects, notes = contract.plan(fixed, moving)
         else:
             expects, notes = contract.on_grid(job.grid), _unlike(job, contract, fixed, moving)
-        start = _start(init, beside)
-        known = replace(start, matrix=align(start, fixed, moving))
-        pair = prepare_pair(fixed, moving, expects, known)
+        pair = prepare_pair(fixed, moving, expects, align(_start(init, beside), fixed, moving))
     return Prepared(job, init, outputs, fixed, moving, beside, expects, pair, notes, clock)
 
 

@@ -90,7 +90,8 @@ def _model(job: Job, engine: Engine, expects: NetworkInput) -> dict[str, Any]:
 
 def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:
     given = {"path": str(init.absolute()), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
-    return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist()}
+    found = pair.alignment.record() if pair.alignment else {}
+    return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist(), **found}
 
 
 def _inverse(inverse: InverseField) -> dict[str, Any]:

@@ -388,13 +388,15 @@ def load_cached(file: Path) -> PreparedPair:
 
 def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
     """What a user should know about prepared pairs as a whole, one line each; reads no voxels."""
-    outside, apart = {}, {}
+    outside, apart, other = {}, {}, {}
     for pair, file in zip(pairs, files, strict=True):
         with np.load(file, allow_pickle=False) as stored:
             if (share := float(stored["outside"])) > CONTENT_OUTSIDE:
                 outside[pair] = share
             if (share := float(stored["overlap"])) < LITTLE_OVERLAP:
                 apart[pair] = share
+            if said := str(stored["start"]):
+                other[pair] = said
     lines = []
     if outside:
         worst = max(outside, key=outside.__getitem__)
@@ -407,6 +409,9 @@ def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
         lines.append(
             f"{len(apart)} of {len(files)} pairs hardly overlap, {worst.fixed} and {worst.moving} by {apart[worst]:.0%}"
         )
+    if other:
+        pair, said = next(iter(other.items()))
+        lines.append(f"{len(other)} of {len(files)} pairs start otherwise, {pair.fixed} and {pair.moving}: {said}")
     return lines
 
 
@@ -504,6 +509,7 @@ def _prepare(pair: PairFiles, expects: NetworkInput, file: Path, through: tuple[
             moving_from_fixed=prepared.moving_from_fixed,
             overlap=prepared.overlap,
             outside=prepared.outside,
+            start="; ".join(prepared.alignment.warnings() if prepared.alignment else []),
             stripped=Look.of(fixed.data).stripped,
             thumbnail=thumbnail(fixed, expects),
         )

@@ -56,8 +56,8 @@ def start_file(image_sha256: str, frame_sha256: str, init: Init, cache: Path) ->
 
 
 def align_with_frame(image: Path, frame: Path, init: Init, file: Path) -> None:
-    """Find image_from_frame and keep it. Raises InputError, GeometryError as ``Start.moving_from_fixed``."""
-    matrix = np.eye(4) if image == frame else Start(init).moving_from_fixed(load_image(frame), load_image(image))
+    """Find image_from_frame and keep it. Raises InputError, GeometryError as ``Start.align``."""
+    matrix = np.eye(4) if image == frame else Start(init).align(load_image(frame), load_image(image)).moving_from_fixed
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")
     try:
         np.save(unfinished, matrix)

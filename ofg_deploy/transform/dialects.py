@@ -46,7 +46,7 @@ OF_BOTH_IMAGES: tuple[Form, ...] = ("fsl", "l2r", "voxelmorph")  # read only wit
 ON_ONE_GRID: tuple[Dialect, ...] = ("l2r", "voxelmorph")
 NIFTI = (".nii", ".nii.gz")
 LINEAR_ENDINGS = (*itk.AFFINE_ENDINGS, *itk.COMPOSITE_ENDINGS, ".lta")  # of what may be a start
-ROUNDTRIP_MM = 1e-3  # thirty times what float32 rounds off at the edge of a large field of view
+ROUNDTRIP_VOX = 1e-3  # of the largest voxel size; thirty times what float32 rounds off at the edge of a large image
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -
         The largest error in mm.
 
     Raises:
-        ParityError: beyond ``ROUNDTRIP_MM``, or the map is not known everywhere on its own grid.
+        ParityError: beyond ``ROUNDTRIP_VOX``, or the map is not known everywhere on its own grid.
     """
     if dialect == "itk-h5":  # no hostile file: it needs no process of its own
         back = Chain(tuple(itk.read_composite(paths[0])))
@@ -217,9 +217,10 @@ def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -
     picked, index = thinned(found.fixed.shape)
     displacement, inside = back.displacement_mm(transform_points(found.fixed.world_from_vox, index))
     gap = float(np.linalg.norm(displacement - found.displacement_mm[(slice(None), *picked)], axis=0).max())
-    if not inside.all() or not gap <= ROUNDTRIP_MM:
+    most = ROUNDTRIP_VOX * max(found.fixed.spacing_mm)
+    if not inside.all() or not gap <= most:
         raise ParityError(
-            f"{paths[0].name} was read back {gap:.3g} mm away from what was found (at most {ROUNDTRIP_MM:g} mm): it is "
+            f"{paths[0].name} was read back {gap:.3g} mm away from what was found (at most {most:g} mm): it is "
             "not published; please report this with the headers of both images"
         )
     return gap
