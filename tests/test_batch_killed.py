@@ -116,7 +116,7 @@ def deadly(start: Start, fixed: Volume, moving: Volume) -> np.ndarray:
     """Ends its process on one image, as native code does that meets what it was not made for."""
     if moving.path.name.startswith("s2"):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return start.moving_from_fixed(fixed, moving)
+    return start.align(fixed, moving)
 
 
 def test_a_pair_that_ends_its_process_is_one_failed_pair(

@@ -248,7 +248,7 @@ def test_the_command_records_the_frame_and_validates_as_it_will_register(tmp_pat
         direct = load_cached(cache / f"{dataset._key(pair, expects)}.npz").moving_from_fixed
         from ofg_deploy.preprocess import Start
 
-        wanted = Start("rigid").moving_from_fixed(load_image(pair.fixed), load_image(pair.moving))
+        wanted = Start("rigid").align(load_image(pair.fixed), load_image(pair.moving)).moving_from_fixed
         np.testing.assert_array_equal(direct, wanted)
     assert run_cli(["train", "-o", tmp_path / "run", "--resume", "--threads", "1", "--workers", "1"])[0] == 0
     code, _, err = run_cli(["train", images, "-o", tmp_path / "x", "--starts", "frame", "--init", "none", *common])
