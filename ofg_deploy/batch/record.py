@@ -18,6 +18,7 @@ from ofg_deploy.batch.pairs import Pair, Part
 from ofg_deploy.batch.work import Outcome, Status
 from ofg_deploy.claims import held
 from ofg_deploy.errors import InputError
+from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import sweep, to_json, write_bytes
 
 SCHEMA = 1
@@ -123,7 +124,7 @@ class Record:
             "kind": "batch",
             "version": __version__,
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": self.command,
+            "command": portable_command(self.command, self.out),
             "part": {"id": self.part.index, "of": self.part.count},
             **self.facts,
             "counts": self.counts(),
@@ -134,7 +135,8 @@ class Record:
     def _row(self, pair: Pair) -> dict[str, Any]:
         outcome = self.outcomes.get(pair.name)
         sidecar = pair.job.outputs("affine")["sidecar"].relative_to(self.out).as_posix()
-        row = {"name": pair.name, "fixed": str(pair.job.fixed), "moving": str(pair.job.moving), "sidecar": sidecar}
+        images = {"fixed": portable(pair.job.fixed, self.out), "moving": portable(pair.job.moving, self.out)}
+        row = {"name": pair.name, **images, "sidecar": sidecar}
         if outcome is None:
             return row | {"status": "pending"}
         failed = {"error": outcome.error, "exit_code": outcome.exit_code} if outcome.status == "failed" else {}

@@ -256,4 +256,6 @@ def train(
         two_way=bool(options.two_way),
         flip=bool(options.flip),
     )
+    if lr is None and not published:
+        config = command.with_rate(config, len(pair_list.training))
     command.start(out, config, pair_list, cache or out / "cache", resources, skip_bad, budget)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.image_folder import counterpart
+from ofg_deploy.locations import located
 from ofg_deploy.nifti import stem
 from ofg_deploy.outputs import read_json
 from ofg_deploy.pair_list import called, read_rows
@@ -106,7 +107,7 @@ def _sidecars(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _of_sidecar(name: str, path: Path, record: dict[str, Any], labels: Path | None) -> Pair:
     try:
         files: dict[str, Any] = {
-            role: Path(entry["path"]) for role, entry in record["inputs"].items() if role in COLUMNS
+            role: located(entry["path"], path.parent) for role, entry in record["inputs"].items() if role in COLUMNS
         }
         if labels is not None:
             files |= {f"{role}_labels": counterpart(labels, files[role]) for role in ("fixed", "moving")}

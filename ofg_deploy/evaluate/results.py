@@ -15,6 +15,7 @@ import numpy as np
 from ofg_deploy import __version__
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
+from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import staged, to_json
 from ofg_deploy.transform.tables import PointsFrame
 
@@ -85,7 +86,7 @@ def write(
     """
     rows = [{"pair": e.pair.name, **{m: e.numbers.get(m) for m in MEASURES}} for e in evaluations]
     labels = [{"pair": e.pair.name, **asdict(score)} for e in evaluations for score in e.labels]
-    record = _record(source, evaluations, failures, space, command)
+    record = _record(folder, source, evaluations, failures, space, command)
     content: dict[str, Callable[[Path], object]] = {
         "results.csv": lambda path: path.write_bytes(_table(rows, ["pair", *MEASURES])),
         "labels.csv": lambda path: path.write_bytes(_table(labels, LABEL_COLUMNS)),
@@ -113,6 +114,7 @@ def summary(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float | in
 
 
 def _record(
+    folder: Path,
     source: Path,
     evaluations: Sequence[Evaluation],
     failures: Sequence[Failure],
@@ -124,15 +126,17 @@ def _record(
         "tool": "ofg_deploy",
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "source": str(source.absolute()),
+        "command": portable_command(command, folder),
+        "source": portable(source, folder),
         "points_space": space or "ras",
         "measures": MEASURES,
         "means": summary(evaluations),
         "pairs": [
             {
                 "pair": e.pair.name,
-                "inputs": e.inputs,
+                "inputs": {
+                    role: {**file, "path": portable(Path(file["path"]), folder)} for role, file in e.inputs.items()
+                },
                 "transform": "given" if e.pair.transform else "identity",
                 **e.numbers,
                 "per_label": [asdict(score) for score in e.labels],

@@ -88,6 +88,8 @@ def export(
             bars.print(f"engine: {job.tools}")
         preparing = bars.add_task("preparing validation pairs, tracing, comparing", total=None)
         found = find_source(source, bare, Path(scratch))
+        for line in found.remarks:
+            bars.print(line)
         tolerance = Tolerance(atol_mm)
         exported = export_onnx(found, out, tolerance, overwrite, sys.argv, job, precision or "fp32", with_warp)
         bars.remove_task(preparing)

@@ -14,6 +14,7 @@ from ofg_deploy.export.parity import Reference, Tolerance, synthetic_pair
 from ofg_deploy.export.progress import BuildProgress, bars_on, terminal
 from ofg_deploy.export.tensorrt import Progress, build
 from ofg_deploy.export.toolchain import BuildOptions, Toolchain, choose_toolchain
+from ofg_deploy.locations import portable_command
 from ofg_deploy.model_file import Contract, SealedModel, read_model
 from ofg_deploy.outputs import check_writable, staged
 from ofg_deploy.serve.engine import open_engine
@@ -129,7 +130,7 @@ def write_engine(
         compared_with=reference if isinstance(reference, str) else NO_GPU,
         contract=replace(model.contract, sizes="fixed"),  # its profile has one grid
         version=__version__,
-        command=tuple(job.command),
+        command=tuple(portable_command(job.command, partial.parent.parent)),
     )
     partial.write_bytes(built.plan)
     partial_record.write_text(record.to_json())

@@ -25,6 +25,7 @@ from ofg_deploy.export.source import ExportSource
 from ofg_deploy.export.topology import topology, weights
 from ofg_deploy.export.velocity import name_velocity
 from ofg_deploy.field import Field
+from ofg_deploy.locations import portable_command
 from ofg_deploy.model_file import MAX_BYTES, OPSET, OPSETS, Contract, SealedModel
 from ofg_deploy.outputs import check_writable, staged, to_json
 from ofg_deploy.serve.engine_file import SUFFIX, record_path
@@ -116,7 +117,7 @@ def export_onnx(
         sidecar = {
             "schema": 2,
             "version": __version__,
-            "command": command,
+            "command": portable_command(command, out.parent),
             "model": out.name,
             "model_sha256": made.sha256,
             "contract": asdict(made.contract),
@@ -186,10 +187,31 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
     # The exporter itself folds small constants alone.
     optimizer.fold_constants(program.model, input_size_limit=MAX_BYTES, output_size_limit=MAX_BYTES)
     model: onnx.ModelProto = program.model_proto
+    without_origins(model)
     if network.integrate is not None:
         name_velocity(model, network.integrate)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def without_origins(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about each part: lines and paths of the Python files of the machine it ran on."""
+    graphs = [model.graph]
+    for part in (model, *model.functions):
+        part.doc_string = ""
+    del model.metadata_props[:]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            part.doc_string = ""
+            del part.metadata_props[:]
+        for node in graph.node:
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+            for attribute in node.attribute:
+                attribute.doc_string = ""
+                graphs += attribute.graphs
 
 
 def check_graph(model: onnx.ModelProto, network: RegistrationNetwork) -> None:

@@ -23,6 +23,7 @@ from ofg_deploy.train.networks import build_network, fitting_class, network_clas
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.vxm_dense import Layout, read_config
 from ofg_deploy.train.run import Run
+from ofg_deploy.train.verdict import doubts
 
 MAX_PARITY_PAIRS = 5
 MAX_CALIBRATION_PAIRS = 8
@@ -36,6 +37,7 @@ class ExportSource:
         dice: per pair, mean Dice of a field on the network's grid, or None without labels.
         pairs_from: where the pairs came from, for the record.
         calibration: prepares the training pairs that int8 takes its ranges from; none without real pairs.
+        remarks: which epoch of a run this is, by what it was chosen, and doubts about that; a line each.
     """
 
     network: RegistrationNetwork
@@ -46,6 +48,7 @@ class ExportSource:
     dice: list[Callable[[Field], float] | None]
     pairs_from: str
     calibration: Callable[[], list[PreparedPair]] = list
+    remarks: tuple[str, ...] = ()
 
 
 def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = None) -> ExportSource:
@@ -78,7 +81,17 @@ def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = Non
         dice,
         where,
         lambda: prepare_pairs(training, expects, cache, advance)[0],
+        _remarks(checkpoint.training or {}, len(pairs.validation)),
     )
+
+
+def _remarks(training: dict[str, Any], validation_pairs: int) -> tuple[str, ...]:
+    try:
+        epoch, epochs = int(training["epoch"]), int(training["epochs"])
+    except (KeyError, TypeError, ValueError):  # of an earlier version
+        return ()
+    chosen = f"best: epoch {epoch} of {epochs}, by {validation_pairs} validation pair{'s' * (validation_pairs != 1)}"
+    return (chosen, *doubts(epoch, epochs, validation_pairs))
 
 
 def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInput:

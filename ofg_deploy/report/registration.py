@@ -13,6 +13,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Matrix
+from ofg_deploy.locations import located
 from ofg_deploy.nifti import FARTHEST_MM
 from ofg_deploy.outputs import parse_json, read_text, sha256_file
 from ofg_deploy.report.measures import GAINS
@@ -135,7 +136,7 @@ class Registration:
                 # A name, not a path: a sidecar must not lead anywhere else.
                 return self.sidecar.parent / Path(name).name
             known = self.record["inputs"][role]
-            path, digest = Path(known["path"]), known["sha256"]
+            path, digest = located(known["path"], self.sidecar.parent), known["sha256"]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.sidecar} names no file for '{role}'") from error
         try:

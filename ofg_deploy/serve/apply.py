@@ -14,6 +14,7 @@ import numpy as np
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
 from ofg_deploy.geometry import Grid, lattice, transform_points
+from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
@@ -138,9 +139,9 @@ def apply(job: Application) -> dict[str, Any]:
         "tool": "ofg_deploy apply",
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": job.command,
-        "inputs": {role: _describe(path) for role, path in given.items() if path},
-        "transforms": [{**_describe(step.path), "inverted": step.inverted} for step in job.steps],
+        "command": portable_command(job.command, job.out.parent),
+        "inputs": {role: _describe(path, job.out.parent) for role, path in given.items() if path},
+        "transforms": [{**_describe(step.path, job.out.parent), "inverted": step.inverted} for step in job.steps],
         "format": job.dialect,
         "output": job.out.name,
         **about,
@@ -233,5 +234,5 @@ def _check_sidecar(path: Path, dialect: Form) -> None:
             )
 
 
-def _describe(path: Path) -> dict[str, str]:
-    return {"path": str(path.absolute()), "sha256": sha256_file(path)}
+def _describe(path: Path, folder: Path) -> dict[str, str]:
+    return {"path": portable(path, folder), "sha256": sha256_file(path)}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Matrix, lattice, same_grid, transform_points
+from ofg_deploy.locations import portable
 from ofg_deploy.nifti import Volume, save_volume
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.serve.images import Images
@@ -86,12 +87,12 @@ class Moved:
         for role, carried in self.points.items():
             save_points(paths[role], carried)
 
-    def record(self) -> dict[str, Any]:
-        """For the sidecar: which way the points went, in which frame, and how many the transform does not know."""
+    def record(self, folder: Path) -> dict[str, Any]:
+        """For the sidecar in ``folder``: the way the points went, their frame, how many the transform does not know."""
         ways = {"fixed_points": "fixed to moving, forward", "moving_points": "moving to fixed, by the inverse"}
         return {
             role: {
-                "path": str(carried.source.path.absolute()),
+                "path": portable(carried.source.path, folder),
                 "sha256": sha256_file(carried.source.path),
                 "frame": carried.source.frame,
                 "direction": ways[role],

@@ -13,6 +13,7 @@ from typing import Any
 
 from ofg_deploy import __version__
 from ofg_deploy.background import Background
+from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.outputs import sha256_file
@@ -54,23 +55,23 @@ def record(
         "tool": "ofg_deploy",
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": job.command,
+        "command": portable_command(job.command, job.out),
         "options": job.options(),
-        "inputs": {role: describe(volume) for role, volume in inputs.items()},
+        "inputs": {role: describe(volume, job.out) for role, volume in inputs.items()},
         "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
         "model": _model(job, engine, expects),
         "network_grid": {"shape": pair.grid.shape, "spacing_mm": pair.grid.spacing_mm},
         "fill": {"moving": fill.record(), **{role: source.fill.record() for role, source in channels.items()}},
         **({"interpolation": {role: _interpolation(source) for role, source in channels.items()}} if channels else {}),
-        "init": str(init),
-        "start": _start(init, pair),
+        "init": portable(init, job.out) if isinstance(init, Path) else init,
+        "start": _start(init, pair, job.out),
         "runtime": {"name": engine.runtime, "provider": engine.provider, "machine": platform.machine()},
         "metrics": numbers,
         "seconds": seconds,
         "warnings": warnings,
         **({"refinement": refined.record()} if refined else {}),
-        **({"points": moved.record()} if moved.points else {}),
+        **({"points": moved.record(job.out)} if moved.points else {}),
         **({"inverse": _inverse(inverse)} if inverse else {}),
     }
 
@@ -88,8 +89,8 @@ def _model(job: Job, engine: Engine, expects: NetworkInput) -> dict[str, Any]:
     return {"sha256": engine.model_sha256, **given, **chosen}
 
 
-def _start(init: Init | Path, pair: PreparedPair) -> dict[str, Any]:
-    given = {"path": str(init.absolute()), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
+def _start(init: Init | Path, pair: PreparedPair, folder: Path) -> dict[str, Any]:
+    given = {"path": portable(init, folder), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
     found = pair.alignment.record() if pair.alignment else {}
     return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist(), **found}
 
@@ -103,10 +104,10 @@ def _inverse(inverse: InverseField) -> dict[str, Any]:
     }
 
 
-def describe(volume: Volume | Source) -> dict[str, Any]:
-    """An input's file and geometry."""
+def describe(volume: Volume | Source, folder: Path) -> dict[str, Any]:
+    """An input's file, as a record in ``folder`` names it, and its geometry."""
     return {
-        "path": str(volume.path.absolute()),
+        "path": portable(volume.path, folder),
         "sha256": volume.sha256 or sha256_file(volume.path),
         "shape": list(volume.grid.shape),
         "spacing_mm": list(volume.grid.spacing_mm),

@@ -91,7 +91,7 @@ def plan(config: TrainConfig, budget: Budget, costs: Costs) -> TrainConfig:
     validations = max(1, int(VALIDATING * usable / max(costs.validation, 1e-6)))
     every = config.validate_every if "validate_every" in budget.given else max(1, -(-epochs // validations))
     updates = epochs * (per_epoch or 0) * ways / each
-    lr = config.lr if "lr" in budget.given else _rate(config, updates)
+    lr = config.lr if "lr" in budget.given else rate_for(config, updates)
     return replace(config, epochs=epochs, steps_per_epoch=per_epoch, validate_every=every, lr=lr)
 
 
@@ -114,7 +114,19 @@ def describe(config: TrainConfig, budget: Budget, costs: Costs) -> list[str]:
     return lines
 
 
-def _rate(config: TrainConfig, updates: float) -> float:
+def updates_of(config: TrainConfig, pairs: int, processes: int) -> float:
+    """Steps of the optimiser in a whole run over ``pairs`` training pairs."""
+    ways = 2 if config.two_way else 1
+    return (
+        config.epochs * (config.steps_per_epoch or pairs) * ways / (config.batch_size * config.accumulate * processes)
+    )
+
+
+def rate_for(config: TrainConfig, updates: float) -> float:
+    """The learning rate of a run of so many optimiser steps: as published for the published length, more for less.
+
+    Rate x steps is that of the published run, between its rate and the highest that was tried with the network.
+    """
     epochs, pairs, lr = PUBLISHED
     highest = HIGHEST_RATE.get(config.network, OF_OTHERS)
     if not config.steady:

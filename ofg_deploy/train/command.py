@@ -21,7 +21,7 @@ from ofg_deploy.errors import InputError, Interrupted, UsageError, check_count
 from ofg_deploy.image_folder import look_into
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
-from ofg_deploy.train.budget import COMPACT, DEFAULT_NETWORK, Budget, Costs, describe, plan
+from ofg_deploy.train.budget import COMPACT, DEFAULT_NETWORK, Budget, Costs, describe, plan, rate_for, updates_of
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import (
     DEFAULT_PAIRS,
@@ -42,9 +42,11 @@ from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network, network_class
 from ofg_deploy.train.objective import Objective
+from ofg_deploy.train.preparing import Preparing, seen_pairs
 from ofg_deploy.train.recipes import DEFAULT_INIT, Options, check_pairing, find_recipe, resolve
 from ofg_deploy.train.run import EpochRecord, Run, breakdown
 from ofg_deploy.train.starts import COMPOSED, choose_frame, images_of
+from ofg_deploy.train.verdict import judged
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -168,6 +170,11 @@ class Resources:
         check_count("--loader-workers", self.loader_workers or 0, zero="none")
 
 
+def with_rate(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The configuration with the learning rate that goes with its length."""
+    return replace(config, lr=rate_for(config, updates_of(config, pairs, int(os.environ.get("WORLD_SIZE", "1")))))
+
+
 def start(
     out: Path,
     config: TrainConfig,
@@ -185,7 +192,13 @@ def start(
     began, run = time.monotonic(), Run(out)
     fabric = launch(choose_device(resources.device), config.precision)
     memory = _check_machine(config, pairs, fabric, resources)
-    pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, skip_bad))
+    pairs = pairs if budget else seen_pairs(pairs, config, fabric.world_size)
+    if fabric.is_global_zero:
+        Preparing(config, pairs, cache, skip_bad, budget).save(run)
+    try:
+        pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, skip_bad))
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped while preparing pairs; continue with: ofg train -o {out} --resume") from error
     trainer = _trainer(run, config, pairs, files, fabric, resources)
     step_s = trainer.trial().seconds
     if budget:
@@ -204,20 +217,27 @@ def start(
     elif fabric.device.type == "cpu":
         _console().print("no GPU: --hours H plans a run that ends in H hours on this machine", soft_wrap=True)
     first_alone(fabric, lambda: _claim(fabric, run, config, pairs, cache, files))
-    _train(trainer)
+    _train(trainer, pairs)
 
 
 def resume(out: Path, resources: Resources) -> None:
-    """Continue a run exactly as it was configured."""
+    """Continue a run exactly as it was configured, also one that was stopped before its first epoch."""
     run = Run(out)
+    if preparing := Preparing.load(run):
+        start(out, preparing.config, preparing.pairs, preparing.cache, resources, preparing.skip_bad, preparing.budget)
+        return
     config, pairs, cache = run.read()
     fabric = launch(choose_device(resources.device), config.precision)
     memory = _check_machine(config, pairs, fabric, resources)
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, skip_bad=False))
     run.check_unchanged([*files["training"], *files["validation"]])
     trainer = _trainer(run, config, pairs, files, fabric, resources)
+    if len(trainer.history) >= config.epochs:
+        _console().print(f"{out} is finished: {config.epochs} of {config.epochs} epochs", soft_wrap=True)
+        _conclude(trainer, pairs)
+        return
     _announce(trainer, pairs, memory, trainer.trial().seconds)
-    _train(trainer)
+    _train(trainer, pairs)
 
 
 def _claim(
@@ -225,6 +245,7 @@ def _claim(
 ) -> None:
     if fabric.is_global_zero:
         run.start(config, pairs, cache, sys.argv, [*files["training"], *files["validation"]])
+        Preparing.forget(run)
 
 
 def _check_machine(config: TrainConfig, pairs: PairList, fabric: Fabric, resources: Resources) -> str:
@@ -258,7 +279,8 @@ def _prepare(
     work = len(every) + (len(images_of(pairs.training)) if frame else 0)
     with Progress(*columns, disable=not _is_first()) as progress:
         task = progress.add_task(f"preparing pairs (init {config.expects.init})", total=work)
-        told, done = time.monotonic(), 0
+        began = told = time.monotonic()
+        done = 0
 
         def advance() -> None:
             nonlocal told, done
@@ -266,7 +288,8 @@ def _prepare(
             progress.advance(task)
             if not progress.console.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
                 told = time.monotonic()
-                _console().print(f"preparing pairs: {done} of {work} steps done", soft_wrap=True)
+                left = timedelta(seconds=round((told - began) / done * (work - done)))
+                _console().print(f"preparing pairs: {done} of {work} steps done, about {left} left", soft_wrap=True)
 
         how = (config.expects, cache, workers or os.cpu_count() or 1, advance, failed if skip_bad else None)
         # Validation pairs start as ofg register will, each from its own alignment.
@@ -307,7 +330,7 @@ def _console() -> Console:
     return Console(markup=False, emoji=False, highlight=False, quiet=not _is_first())
 
 
-def _train(trainer: Trainer) -> None:
+def _train(trainer: Trainer, pairs: PairList) -> None:
     run, config, console = trainer.run, trainer.config, _console()
     # Counted in pairs of all processes, as --steps-per-epoch counts them.
     per_batch = config.batch_size * trainer.fabric.world_size
@@ -322,10 +345,24 @@ def _train(trainer: Trainer) -> None:
         fields = {"epoch": done + 1, "epochs": config.epochs, "loss": math.nan, "val": ""}
         task = progress.add_task("", total=config.epochs * steps, completed=done * steps, **fields)
 
+        began = told = time.monotonic()
+        first = done * steps
+
         def on_step(step: int, loss: float) -> None:
-            progress.update(task, completed=done * steps + step * per_batch, loss=loss, epoch=done + 1)
+            nonlocal told
+            completed = done * steps + step * per_batch
+            progress.update(task, completed=completed, loss=loss, epoch=done + 1)
+            if not console.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
+                told = time.monotonic()
+                left = timedelta(
+                    seconds=round((told - began) / (completed - first) * (config.epochs * steps - completed))
+                )
+                share = 100 * completed / (config.epochs * steps)
+                console.print(f"epoch {done + 1}/{config.epochs} {share:.0f} % done, about {left} left", soft_wrap=True)
 
         try:
+            if line := _guidance_begins(config, done):
+                console.print(line, soft_wrap=True)
             for row in trainer.train(on_step):
                 done = row.epoch
                 progress.update(task, completed=done * steps, loss=row.loss, val=_scores(row))
@@ -333,8 +370,28 @@ def _train(trainer: Trainer) -> None:
                 if not console.is_terminal:  # a log file gets a line an epoch instead of a moving bar
                     line = f"epoch {row.epoch}/{config.epochs} loss {row.loss:.5f} {_scores(row)}"
                     console.print(line, soft_wrap=True)
+                if line := _guidance_begins(config, done):
+                    console.print(line, soft_wrap=True)
         except KeyboardInterrupt as error:
             raise Interrupted(f"stopped; continue with: ofg train -o {run.folder} --resume") from error
+    _conclude(trainer, pairs)
+
+
+def _guidance_begins(config: TrainConfig, epoch: int) -> str | None:
+    """What to say before an epoch, counted from 0, in which guidance begins."""
+    if not 0 < epoch < config.epochs or not config.guided(epoch) or config.guided(epoch - 1):
+        return None
+    return f"guidance begins in epoch {epoch + 1}: the loss is another one from here on, and jumps"
+
+
+def _conclude(trainer: Trainer, pairs: PairList) -> None:
+    """Which epoch is kept and how much that says, where it lies, what comes next."""
+    run, console = trainer.run, _console()
+    chosen, doubts = judged(trainer.history, len(pairs.validation), trainer.start_scores)
+    if chosen:
+        console.print(chosen, soft_wrap=True)
+    for line in doubts:
+        _warn(line)
     console.print(f"run: {run.folder}", soft_wrap=True)
     console.print(f"next: ofg export {run.folder} -o model.onnx", soft_wrap=True)
 
@@ -352,6 +409,9 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float) -> 
     )
     left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
     console.print(f"{memory}; {step_s:.2f} s a step, {left} in all without validation", soft_wrap=True)
+    scores = trainer.start_scores
+    begin = "" if scores.dice is None else f", Dice {scores.dice:.4f} and NCC {scores.ncc:.4f} of the initial alignment"
+    console.print(f"learning rate {config.lr:.2g}{begin}", soft_wrap=True)
 
 
 def _scores(row: EpochRecord) -> str:

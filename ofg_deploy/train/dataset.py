@@ -29,6 +29,7 @@ from ofg_deploy.data.scans import bad_scans, describe
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.image_folder import counterpart, look_into
+from ofg_deploy.locations import located, portable
 from ofg_deploy.nifti import load_grid, load_image, load_labels
 from ofg_deploy.nifti_file import files_of
 from ofg_deploy.outputs import sha256_file
@@ -69,19 +70,19 @@ class PairList:
     validation: tuple[PairFiles, ...]
     evaluated: tuple[int, ...] | None = None
 
-    def to_record(self) -> dict[str, Any]:
-        """JSON-ready; ``from_record`` is its inverse."""
+    def to_record(self, folder: Path) -> dict[str, Any]:
+        """For a record in ``folder``, whose files are named from there; ``from_record`` is its inverse."""
         pairs = {
-            split: [{k: str(v) for k, v in asdict(pair).items() if v} for pair in getattr(self, split)]
+            split: [{k: portable(v, folder) for k, v in asdict(pair).items() if v} for pair in getattr(self, split)]
             for split in ("training", "validation")
         }
         return {**pairs, "evaluated": self.evaluated}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> PairList:
+    def from_record(cls, record: dict[str, Any], folder: Path) -> PairList:
         """Read what ``to_record`` made (runs before 0.2 have no ``evaluated``)."""
         evaluated = record.get("evaluated")
-        splits = (tuple(_pair(row, Path()) for row in record[s]) for s in ("training", "validation"))
+        splits = (tuple(_pair(row, folder) for row in record[s]) for s in ("training", "validation"))
         return cls(*splits, None if evaluated is None else tuple(int(n) for n in evaluated))
 
 
@@ -491,7 +492,7 @@ def _pair(row: dict[str, Any], base: Path) -> PairFiles:
     paths = {c: base / str(row[c]) for c in COLUMNS if row.get(c)}
     if ("fixed_labels" in paths) != ("moving_labels" in paths):
         raise InputError(f"the pair {row['fixed']} / {row['moving']} has labels for one image only")
-    return PairFiles(**{c: path.absolute() for c, path in paths.items()})
+    return PairFiles(**{c: located(str(path), Path()) for c, path in paths.items()})
 
 
 def _prepare(pair: PairFiles, expects: NetworkInput, file: Path, through: tuple[Path, Path] | None = None) -> None:

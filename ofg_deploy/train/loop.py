@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,13 @@ class Trainer:
         """Batches of this process in an epoch."""
         return len(self._batches(0))
 
+    @cached_property
+    def start_scores(self) -> Scores:
+        """Of the initial alignment of the validation pairs, which a network has to improve on."""
+        still = np.zeros((3, *self.config.expects.shape), np.float32)
+        pairs = zip(self.validation, self.labels, strict=True)
+        return Scores.of(np.array([score_pair(pair, labels, still) for pair, labels in pairs]).reshape(-1, 3))
+
     def trial(self) -> Trial:
         """Time two steps that change nothing. Raises DeviceError if they do not fit into memory."""
         random_state, buffers = torch.get_rng_state(), copy.deepcopy(dict(self.network.named_buffers()))
@@ -139,7 +147,8 @@ class Trainer:
                         "precision": self.fabric.strategy.precision.state_dict(),
                         "processes": self.fabric.world_size,
                     }
-                    save_epoch(self.run, self.config, self.network.state_dict(), resume, self.history, images)
+                    before = self.start_scores.ncc if scores.dice is None else self.start_scores.dice
+                    save_epoch(self.run, self.config, self.network.state_dict(), resume, self.history, images, before)
                     logs.epoch(row, self._first_validation_field)
                 self.fabric.barrier()
                 yield row

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ofg_deploy import __version__
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
+from ofg_deploy.locations import located, portable, portable_command
 from ofg_deploy.outputs import check_writable, read_json, staged, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
@@ -124,10 +125,10 @@ class Run:
             "schema": 1,
             "version": __version__,
             "torch": torch.__version__,
-            "command": command,
-            "cache": str(cache.absolute()),
-            "config": config.to_record(),
-            "pairs": pairs.to_record(),
+            "command": portable_command(command, self.folder),
+            "cache": portable(cache, self.folder),
+            "config": self.portable_config(config),
+            "pairs": pairs.to_record(self.folder),
             "prepared": [file.name for file in prepared],
         }
         try:
@@ -137,6 +138,16 @@ class Run:
             if self.config.exists():  # another process was quicker
                 raise InputError(f"{self.folder} holds a run already: choose another folder") from error
             raise
+
+    def portable_config(self, config: TrainConfig) -> dict[str, Any]:
+        """For a record in the folder; ``config_of`` is its inverse."""
+        frame = config.frame and portable(Path(config.frame), self.folder)
+        return {**config.to_record(), "frame": frame}
+
+    def config_of(self, record: dict[str, Any]) -> TrainConfig:
+        """The configuration of a record in the folder. Raises as ``TrainConfig.from_record``."""
+        config = TrainConfig.from_record(record)
+        return config if config.frame is None else replace(config, frame=str(located(config.frame, self.folder)))
 
     def check_unchanged(self, prepared: list[Path]) -> None:
         """Raises InputError if images are not those the run began with."""
@@ -166,8 +177,8 @@ class Run:
             raise InputError(f"{self.folder} is not a run of ofg train: it has no config.json")
         try:
             record = read_json(self.config)
-            pairs = PairList.from_record(record["pairs"])
-            return TrainConfig.from_record(record["config"]), pairs, Path(record["cache"])
+            pairs = PairList.from_record(record["pairs"], self.folder)
+            return self.config_of(record["config"]), pairs, located(record["cache"], self.folder)
         except InputError as error:
             said = str(error)
             raise InputError(said if str(self.config) in said else f"{self.config}: {said}") from error
@@ -182,6 +193,7 @@ def save_epoch(
     resume: dict[str, Any],
     history: list[EpochRecord],
     images: Appearance,
+    start_score: float | None = None,
 ) -> None:
     """Write a finished epoch.
 
@@ -191,6 +203,7 @@ def save_epoch(
         state: the network's weights.
         resume: what only training needs, besides the history.
         images: what the training images look like.
+        start_score: validation score of the initial alignment, for the curve.
     """
     state = {name: value.detach().cpu() for name, value in state.items()}
     row = history[-1]
@@ -216,12 +229,12 @@ def save_epoch(
     writer.writerow([f.name for f in fields(EpochRecord)])
     writer.writerows([["" if v is None else v for v in asdict(r).values()] for r in history])
     write_bytes(run.metrics, table.getvalue().encode())
-    _draw_curve(run.curve, config, history)
+    _draw_curve(run.curve, config, history, start_score)
     resume = {**resume, "history": [asdict(r) for r in history]}
     save_checkpoint(run.last, Checkpoint(state, config.network, config.expects, training, resume))
 
 
-def _draw_curve(path: Path, config: TrainConfig, history: list[EpochRecord]) -> None:
+def _draw_curve(path: Path, config: TrainConfig, history: list[EpochRecord], start_score: float | None) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -229,12 +242,21 @@ def _draw_curve(path: Path, config: TrainConfig, history: list[EpochRecord]) -> 
     epochs = [r.epoch for r in history]
     left.plot(epochs, [r.loss for r in history], color="tab:gray")
     left.set(xlabel="epoch", ylabel="training loss", title=f"{config.network}, guidance {config.guidance}")
+    begins = next((e for e in range(1, config.epochs) if config.guided(e) and not config.guided(e - 1)), None)
+    if begins is not None and begins < len(history):  # from here on the loss is another one
+        left.axvline(begins + 0.5, color="tab:orange", linestyle="--", linewidth=1)
+        left.annotate(
+            "guidance begins", (begins + 0.5, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top"
+        )
     scored = [(r.epoch, r.score) for r in history if r.score is not None]
     if scored:
         right = left.twinx()
         right.plot(*zip(*scored, strict=True), color="tab:blue", marker="." if len(scored) < 40 else "")
         name = "Dice" if any(r.val_dice is not None for r in history) else "NCC"
         right.set_ylabel(f"validation {name}", color="tab:blue")
+        if start_score is not None:
+            right.axhline(start_score, color="tab:blue", linestyle=":", linewidth=1, label="initial alignment")
+            right.legend(loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_bytes(path, buffer.getvalue())

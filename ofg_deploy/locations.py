@@ -1,0 +1,37 @@
+"""How records name files: relative to the record's own folder, so that both can be moved together.
+
+An absolute path says where a machine keeps its data and who works there, and is wrong on every other machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def portable(path: Path, folder: Path) -> str:
+    """The path as a record in ``folder`` names it: relative to it, with ``/``.
+
+    Files that have nothing but the root (or not even a drive) in common with the folder keep their absolute path: they
+    are not moved together with it.
+    """
+    absolute, base = (Path(os.path.abspath(each)) for each in (path, folder))  # noqa: PTH100  # links stay as they are
+    try:
+        shared = Path(os.path.commonpath([absolute, base]))
+    except ValueError:  # another drive
+        return str(absolute)
+    if shared == Path(shared.anchor):
+        return str(absolute)
+    return Path(os.path.relpath(absolute, base)).as_posix()
+
+
+def located(text: str, folder: Path) -> Path:
+    """The absolute path of what ``portable`` wrote into a record in ``folder``; earlier versions wrote that itself."""
+    return Path(os.path.abspath(folder / text))  # noqa: PTH100
+
+
+def portable_command(command: Sequence[str], folder: Path) -> list[str]:
+    """A command line for a record in ``folder``: the program by name, absolute paths in it as ``portable``."""
+    first, *rest = command or [""]
+    return [Path(first).name, *(portable(Path(text), folder) if os.path.isabs(text) else text for text in rest)]  # noqa: PTH117
