@@ -17,6 +17,8 @@ except ImportError:  # Windows: names are claimed there, too, but sets may be re
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".ofg-lock"
+ALIVE = ".alive"  # in a folder of unfinished files, locked by who writes them
+FORGOTTEN_S = 24 * 3600.0  # after that an unmarked folder is nobody's
 PATIENCE_S = 60.0  # a set is moved into place in milliseconds
 POLL_S = 0.02
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
@@ -123,6 +125,39 @@ def _lock(lock: Path, until: float, refusal: str) -> int:
                 os.close(handle)
                 raise InputError(refusal) from error
             time.sleep(POLL_S if error.errno != errno.ENOENT else 0)
+        os.close(handle)
+
+
+def living(folder: Path) -> int | None:
+    """Mark a folder of unfinished files as in use until the handle is closed, at the latest by the process' end."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return None
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def is_dead(folder: Path) -> bool:
+    """Whether whoever made a folder of unfinished files has ended. False where that cannot be known."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(folder / ALIVE, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # no mark: it was made a moment ago, or by an earlier version
+        with suppress(OSError):
+            return time.time() - folder.stat().st_mtime > FORGOTTEN_S
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+    else:
+        return True
+    finally:
         os.close(handle)
 
 

@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy.claims import place
+from ofg_deploy.claims import is_dead, living, place
 from ofg_deploy.errors import InputError
 
 MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
+LONGEST_NAME = 255  # bytes, on all common file systems
 MAX_ROWS = 10**6  # of a table; in memory a row is many times its bytes
 
 
@@ -43,6 +44,12 @@ def check_inputs_stay(paths: Iterable[Path], inputs: Sequence[Path]) -> None:
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        size = len(os.fsencode(path.name))
+        raise InputError(
+            f"cannot write {path}: its name is too long, {size} bytes where {LONGEST_NAME} are possible: give the images "
+            "shorter names"
+        )
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder")
@@ -77,9 +84,11 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Callable[[], Iterable[P
     folder = paths[0].parent
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
+        _sweep_dead(paths[-1])
         scratch = _make_scratch(folder, _scratch(paths[-1]))
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}") from error
+    alive = living(scratch)
     try:
         yield [scratch / path.name for path in paths]
         place([(scratch / path.name, path) for path in paths], overwrite, obsolete)
@@ -87,6 +96,8 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Callable[[], Iterable[P
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if alive is not None:
+            os.close(alive)
         for made in missing:  # innermost first; only folders we made and left empty go
             with suppress(OSError):
                 made.rmdir()
@@ -105,6 +116,13 @@ def _make_scratch(folder: Path, prefix: str) -> Path:
 
 def _scratch(last: Path) -> str:
     return f".partial-{hashlib.sha256(os.fsencode(last.name)).hexdigest()[:12]}-"
+
+
+def _sweep_dead(last: Path) -> None:
+    """Remove what killed processes left half-written of this set; what a living one writes stays."""
+    for scratch in last.parent.glob(f"{_scratch(last)}*"):
+        if is_dead(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def unfinished(last: Path) -> list[Path]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +150,41 @@ def test_sha256_of_a_file_longer_than_a_block(tmp_path):
     content = os.urandom(2_500_000)
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ofg_deploy.outputs import staged
+with staged([Path(sys.argv[1])], overwrite=True) as [partial]:
+    partial.write_text("half")
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks that end with their process")
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path), "die"], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".partial-*"))) == 1
+    command = [sys.executable, "-c", KILLED, str(path), "live"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.glob(".partial-*"))) == 1  # the dead one's went when the living one began
+        with staged([path], overwrite=False) as [partial]:
+            partial.write_text("whole")
+        assert len(list(tmp_path.glob(".partial-*"))) == 1
+        other.communicate("")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    assert path.read_text() == "half"  # it asked to overwrite, and came last
+
+
+def test_a_name_that_no_disk_takes_is_refused_before_any_work(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "not/there/yet"):
+        check_writable([folder / ("\N{LATIN SMALL LETTER E WITH ACUTE}" * 127 + "x")], overwrite=False)
+        with pytest.raises(InputError, match="too long, 256 bytes where 255"):
+            check_writable([folder / ("\N{LATIN SMALL LETTER E WITH ACUTE}" * 128)], overwrite=False)
