@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Descent, Greedy
 from ofg_deploy.serve.engine import check_threads
+
+Quality = Literal["fast", "default", "best"]
+Similarity = Literal["auto", "ncc", "mind"]
+STEPS: dict[Quality, int] = {"fast": 10, "default": 20, "best": 40}
 
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {
@@ -77,6 +81,25 @@ class Refinement:
         if steps < 0:
             raise UsageError(f"--refine {steps}: give the number of steps to take at most, or 0 for none")
         return cls(Greedy(steps), threads=threads) if steps else None
+
+    @classmethod
+    def of_quality(
+        cls,
+        quality: Quality,
+        similarity: Similarity = "auto",
+        spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        threads: int = 0,
+    ) -> Refinement:
+        """What ``--quality`` means for a pair on a grid of voxels of this size.
+
+        Raises:
+            UsageError: a quality or a similarity that does not exist.
+        """
+        if quality not in STEPS:
+            raise UsageError(f"quality {quality!r} is unknown: use {', '.join(STEPS)}")
+        if similarity not in get_args(Similarity):
+            raise UsageError(f"similarity {similarity!r} is unknown: use {', '.join(get_args(Similarity))}")
+        return cls(Greedy(STEPS[quality]), threads=threads)
 
     def check_grid(self, shape: Shape) -> None:
         """Raises UsageError where the window of the local NCC does not fit into the model's grid."""
