@@ -23,7 +23,7 @@ from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import compare_labels, measure
-from ofg_deploy.serve.refinement import Refined, refine
+from ofg_deploy.serve.refinement import Refined, known, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
@@ -128,7 +128,7 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
     """From the network's field to files. Of the engine only what it says of itself is used; raises as ``register``."""
     job, init, outputs, clock = prepared.job, prepared.init, prepared.outputs, prepared.clock
     fixed, moving, beside, pair = prepared.fixed, prepared.moving, prepared.beside, prepared.pair
-    refined = _refine(job, network_vox, pair, clock)
+    refined = _refine(prepared, network_vox)
     with clock("transform"):
         field_vox = refined.field if refined else network_vox
         displacement = total_displacement_mm(field_vox, pair.grid, fixed.grid, pair.moving_from_fixed)
@@ -184,11 +184,16 @@ def _measure(prepared: Prepared, network_vox: Field, warped: Any, displacement: 
     return numbers
 
 
-def _refine(job: Job, network_vox: Field, pair: PreparedPair, clock: Clock) -> Refined | None:
-    if not job.refinement:
+def _refine(prepared: Prepared, network_vox: Field) -> Refined | None:
+    steps, pair = prepared.job.refinement, prepared.pair
+    if not steps:
         return None
-    with clock("refine"):
-        return refine(network_vox, pair.moving, pair.fixed, job.refinement)
+    with prepared.clock("refine"):
+        moving, fixed = pair.moving, pair.fixed
+        if steps.optimiser.blind:
+            moving = known(moving, pair.grid, prepared.moving.grid, pair.moving_from_fixed)
+            fixed = known(fixed, pair.grid, prepared.fixed.grid, np.eye(4))
+        return refine(network_vox, moving, fixed, steps)
 
 
 def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:
