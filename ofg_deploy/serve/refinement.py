@@ -23,7 +23,7 @@ from ofg_deploy.kernels.refine import Descent, Greedy
 from ofg_deploy.serve.engine import check_threads
 
 Quality = Literal["fast", "default", "best"]
-Similarity = Literal["auto", "ncc", "mind"]
+Similarity = Literal["auto", "ncc"]
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {
     "steps": "all steps taken",
@@ -32,14 +32,15 @@ STOPS: dict[Stop, str] = {
     "flat": "nothing in the images pulls",
 }
 
-STEP = 0.7  # voxels of the longest vector of a step; at full resolution 8 such do what 16 of half a voxel do
 LEVELS = 3  # coarse levels, each of half the resolution of the one before
 BYTES_PER_VOXEL = 94  # see ``Refinement.memory_bytes``
 
-# Shortest axis of the grid in voxels -> window of the local NCC, smoothing of the gradient. Small structures that fill
-# their image want a small window (hippocampi, 35 voxels: 5 and 1.5), whole brains of two people a large one and, for
-# that, a gradient that is smoothed less (160 voxels: 9 and 1). See benchmarks/NOTES.md.
-SIZES = ((96, 9, 1.0), (64, 7, 1.25), (0, 5, 1.5))
+# Shortest axis of the grid in voxels -> window of the local NCC, smoothing of the gradient, how many times the steps at
+# full resolution of a quality. Small structures that fill their image want a small window (hippocampi, 35 voxels: 5 and
+# 1.5) and steps cost little there; whole brains of two people want a large window, and for that a gradient that is
+# smoothed less (160 voxels: 9 and 1). See benchmarks/NOTES.md.
+SIZES = ((96, 9, 1.0, 1), (64, 7, 1.25, 2), (0, 5, 1.5, 3))
+STEP = 0.7  # voxels of the longest vector: 8 such at full resolution do what 16 of half a voxel do
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Refinement:
             which the window of the local NCC does not fit are left out. None for as many as at full resolution, at each
             of ``LEVELS`` levels.
         by_size: window and smoothing of the gradient follow the size of the grid (``SIZES``), not ``optimiser``.
+        quality: what was asked for; then the number of steps at full resolution follows the size of the grid, too.
         smoothness: weight of the diffusion in the energy, which is local NCC loss + smoothness x diffusion.
         folding_percent: no more voxels than this fold in the end, unless the network's own field already does;
             then that is the bound.
@@ -82,6 +84,7 @@ class Refinement:
     optimiser: Greedy
     coarse_steps: tuple[int, ...] | None = None
     by_size: bool = False
+    quality: Quality | None = None
     smoothness: float = 0.1
     folding_percent: float = 0.01
     tolerance: float = 1e-3
@@ -116,7 +119,10 @@ class Refinement:
         spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
         threads: int = 0,
     ) -> Refinement:
-        """What ``--quality`` means for a pair on a grid of voxels of this size.
+        """What ``--quality`` means. Length and windows are in voxels of the grid, so its spacing changes nothing.
+
+        ``similarity`` ``auto`` is ``ncc``, the squared local NCC, which takes one contrast for its opposite: there is
+        no other one yet.
 
         Raises:
             UsageError: a quality or a similarity that does not exist.
@@ -127,7 +133,7 @@ class Refinement:
             raise UsageError(f"similarity {similarity!r} is unknown: use {', '.join(get_args(Similarity))}")
         preset = PRESETS[quality]
         steps = Greedy(preset.steps, step=STEP, blind=True)
-        return cls(steps, preset.coarse_steps, by_size=True, threads=threads)
+        return cls(steps, preset.coarse_steps, by_size=True, quality=quality, threads=threads)
 
     @staticmethod
     def memory_bytes(shape: Shape) -> int:
@@ -143,8 +149,9 @@ class Refinement:
         """The steps at full resolution of a grid, their window as it will be."""
         if not self.by_size:
             return self.optimiser
-        window, sigma = next(chosen for least, *chosen in SIZES if min(shape) >= least)
-        return replace(self.optimiser, window=int(window), gradient_sigma=sigma)
+        _, window, sigma, times = next(chosen for chosen in SIZES if min(shape) >= chosen[0])
+        steps = self.optimiser.steps * (times if self.quality else 1)
+        return replace(self.optimiser, steps=steps, window=window, gradient_sigma=sigma)
 
     def check_grid(self, shape: Shape) -> None:
         """Raises UsageError where the window of the local NCC does not fit into the model's grid."""
@@ -322,7 +329,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         energies, kept = [first.energy if first else network_energy], 0
         stopped: Stop = "steps"
         best, after = descent.field.copy(), first.folding_percent if first else before
-        for step in range(1, options.optimiser.steps + 1):
+        for step in range(1, greedy.steps + 1):
             if not descent.step():
                 stopped = "flat"
                 break
