@@ -6,8 +6,7 @@
 
 ``cold`` runs ``ofg register --init none`` in a new process each time, in turns with another checkout of this project.
 Its network is a VoxelMorph with random weights. ``peers`` needs ANTsPy and, in a folder of their own (pip install with
---no-deps --target), picsl_greedy and convexAdam. Brains are made from two label maps of different people by a mean
-intensity for each structure, blur and noise, the second one brought to the first by an affine; every tool starts there.
+--no-deps --target), picsl_greedy and convexAdam; its pairs, rendered but for hippocampi, are those of ``peer_pairs``.
 """
 
 from __future__ import annotations
@@ -16,26 +15,21 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_pairs import CONTRASTS, Pair, abdomen, heads, hippocampi
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data"
+SETS = ["brains", "contrasts", "hippocampus", "abdomen"]
 SHAPE = (160, 192, 224)
 ENGINE = ("open engine", "network")
-
-# FreeSurfer's structures and a T1-like mean for each; left and right alike.
-MEANS = {
-    2: 110, 3: 70, 4: 20, 5: 20, 7: 105, 8: 68, 10: 92, 11: 80, 12: 86, 13: 102,
-    14: 22, 15: 22, 16: 100, 17: 73, 18: 70, 24: 18, 26: 78, 28: 96, 41: 110, 42: 70,
-    43: 20, 44: 20, 46: 105, 47: 68, 49: 92, 50: 80, 51: 86, 52: 102, 53: 73, 54: 70,
-    58: 78, 60: 96,
-}  # fmt: skip
 
 
 def main() -> None:
@@ -49,7 +43,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout of this project")
     parser.add_argument("--tools", type=Path, help="folder with picsl_greedy and convexAdam")
     parser.add_argument("--heads", type=int, nargs=2, default=[0, 1], help="which label maps; a --work for each two")
-    parser.add_argument("--refine", type=int, default=20)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="what peers are compared on")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation", help="of the hippocampi")
+    parser.add_argument("--pairs", type=int, default=12, help="hippocampi at most")
     parser.add_argument("--runtime", nargs="+", default=["openvino", "onnxruntime"])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -219,49 +215,90 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def peers(options: argparse.Namespace) -> dict[str, Any]:
+    """Every tool on every pair of the sets that are asked for: means over the pairs of a set."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name, pairs in peer_sets(options).items():
+        for number, pair in enumerate(pairs):
+            for tool, call in peer_tools(options, pair).items():
+                row = peer(call, pair)
+                found.setdefault(name, {}).setdefault(tool, []).append(row)
+                print(f"{name}, pair {number}, {tool}: {row}", flush=True)
+    return {
+        name: {tool: {key: round(float(np.mean([r[key] for r in rows])), 4) for key in rows[0]} | {"pairs": len(rows)}
+               for tool, rows in tools.items()}
+        for name, tools in found.items()
+    }  # fmt: skip
+
+
+def peer_sets(options: argparse.Namespace) -> dict[str, list[Pair]]:
+    made: dict[str, list[Pair]] = {}
+    for name in options.sets:
+        if name == "hippocampus":
+            made[f"hippocampus, {options.split} pairs"] = hippocampi(options.work, options.split, options.pairs)
+        elif name == "abdomen":
+            made["abdomen, phantom"] = [abdomen(options.work / "abdomen")]
+        elif name == "contrasts":
+            for contrast in CONTRASTS[1:]:
+                folder = options.work / f"heads_{contrast}"
+                made[f"brains, rendered, T1 and {contrast}"] = [heads(folder, options.heads, contrast)]
+        else:
+            made["brains, rendered, T1"] = [heads(options.work, options.heads)]
+    return made
+
+
+def peer_tools(options: argparse.Namespace, pair: Pair) -> dict[str, Callable[[], Path | None]]:
+    def script(name: str, text: str) -> Callable[[], Path]:
+        return lambda: by_script(options, name, text, pair.fixed, pair.moving)
+
+    tools: dict[str, Callable[[], Path | None]] = {"before": lambda: None}
+    for quality in ("fast", "default", "best"):
+        tools[f"ofg register -m none --quality {quality}"] = partial(ours, options, pair, quality)
+    tools["ANTsPy SyNOnly (mattes)"] = script("ants", ANTS)
+    tools["ANTsPy SyNOnly (CC, radius 4)"] = script("ants_cc", ANTS_CC)
+    if options.tools:
+        tools["Greedy NCC 2x2x2, 100x50x20"] = script("greedy", GREEDY)
+        tools["ConvexAdam (MIND)"] = script("convexadam", CONVEX_ADAM)
+    return tools
+
+
+def peer(tool: Callable[[], Path | None], pair: Pair) -> dict[str, float]:
     from ofg_deploy import metrics
     from ofg_deploy.field import jacobian_determinant, warp
     from ofg_deploy.nifti import load_labels, load_transform
 
-    fixed, moving, fixed_labels, moving_labels = brains(options.work, options.heads)
-    a, b = load_labels(fixed_labels), load_labels(moving_labels)
-    tools: dict[str, Callable[[], Path | None]] = {
-        "before": lambda: None,
-        f"ofg register --init none --refine {options.refine}": lambda: ours(options, fixed, moving),
-        "ANTsPy SyNOnly": lambda: by_script(options, "ants", ANTS, fixed, moving),
-        "Greedy NCC 2x2x2, 100x50x20": lambda: by_script(options, "greedy", GREEDY, fixed, moving),
-        "ConvexAdam (MIND)": lambda: by_script(options, "convexadam", CONVEX_ADAM, fixed, moving),
+    a, b = load_labels(pair.fixed_labels), load_labels(pair.moving_labels)
+    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    path = tool()
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    field = np.zeros((3, *a.grid.shape), np.float32) if path is None else load_transform(path)[0]
+    dice = metrics.dice(a.data, warp(b.data, b.grid, a.grid, field, order=0))
+    determinant = jacobian_determinant(field, a.grid.world_from_vox)
+    return {
+        "dice": round(metrics.mean(dice) or 0.0, 4),
+        "folding_percent": round(metrics.folding_percent(determinant), 4),
+        "sdlogj": round(metrics.sdlogj(determinant), 3),
+        "wall_s": round(wall, 1),
+        "processor_s": round(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime, 1),
+        "labels": len(dice),
     }
-    rows = {}
-    for name, tool in tools.items():
-        if ("Greedy" in name or "Convex" in name) and not options.tools:
-            continue
-        start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        path = tool()
-        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        field = np.zeros((3, *a.grid.shape), np.float32) if path is None else load_transform(path)[0]
-        dice = metrics.dice(a.data, warp(b.data, b.grid, a.grid, field, order=0))
-        determinant = jacobian_determinant(field, a.grid.world_from_vox)
-        rows[name] = {
-            "dice": round(metrics.mean(dice) or 0.0, 4),
-            "folding_percent": round(metrics.folding_percent(determinant), 4),
-            "sdlogj": round(metrics.sdlogj(determinant), 3),
-            "wall_s": round(wall, 1),
-            "processor_s": round(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime, 1),
-            "labels": len(dice),
-        }
-        print(name, rows[name], flush=True)
-    return rows
 
 
-def ours(options: argparse.Namespace, fixed: Path, moving: Path) -> Path:
-    """A network whose field is next to nothing, so that what is compared is the refinement alone."""
+def ours(options: argparse.Namespace, pair: Pair, quality: str) -> Path:
     out = options.work / "ours"
-    given = ["--init", "none", "--refine", str(options.refine)]
-    registration(Path(__file__).resolve().parents[1], fixed, moving, model(options.work, 1e-3), out, given)
+    shutil.rmtree(out, ignore_errors=True)
+    command = ["register", pair.fixed, pair.moving, "-m", "none", "--init", "none", "--quality", quality, "-o", out]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    call = [sys.executable, "-m", "ofg_deploy", *map(str, command)]
+    subprocess.run(call, env=here, check=True, stdout=subprocess.DEVNULL)
     return next(out.glob("*_Warp.nii.gz"))
 
 
+ANTS_CC = """
+import ants
+a, b = ants.image_read(fixed), ants.image_read(moving)
+ants.registration(a, b, type_of_transform="SyNOnly", initial_transform="Identity", outprefix=out + "/", syn_metric="CC",
+                  syn_sampling=4, reg_iterations=(40, 20, 10))
+"""
 ANTS = """
 import ants
 a, b = ants.image_read(fixed), ants.image_read(moving)
@@ -287,7 +324,8 @@ save_transform(Path(out) / "1Warp.nii.gz", mm, a.grid)
 
 def by_script(options: argparse.Namespace, name: str, script: str, fixed: Path, moving: Path) -> Path:
     out = options.work / name
-    out.mkdir(exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
     begin = f"fixed, moving, out = {str(fixed)!r}, {str(moving)!r}, {str(out)!r}\n"
     tools = [str(options.tools)] if options.tools else []
     here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *tools])}
@@ -295,42 +333,10 @@ def by_script(options: argparse.Namespace, name: str, script: str, fixed: Path, 
     return next(out.glob("*1Warp.nii.gz"))
 
 
-def brains(work: Path, heads: list[int]) -> tuple[Path, Path, Path, Path]:
-    """Fixed and moving image, fixed and moving labels; made once."""
-    names = [work / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")]
-    if all(path.exists() for path in names):
-        return names[0], names[1], names[2], names[3]
-    from scipy.ndimage import gaussian_filter
-
-    from ofg_deploy.affine import align
-    from ofg_deploy.field import resample
-    from ofg_deploy.geometry import Grid
-    from ofg_deploy.nifti import Volume, load_labels, save_volume
-
-    made = []
-    maps = sorted((DATA / "brain_label_maps").glob("*.nii.gz"))
-    for number in heads:
-        path = maps[number]
-        volume = load_labels(path)
-        labels = np.where(np.isin(volume.data, list(MEANS)), volume.data, 0).astype(np.int16)
-        table = np.zeros(labels.max() + 1, np.float32)
-        table[list(MEANS)] = list(MEANS.values())
-        rng = np.random.default_rng(number)
-        image = gaussian_filter(table[labels], 0.7)
-        texture = gaussian_filter(rng.normal(0, 1, labels.shape), 1.0)
-        image += (labels > 0) * (rng.normal(0, 2, labels.shape) + 3 * texture / texture.std())
-        made.append((Volume(image.astype(np.float32), volume.grid, path), labels))
-    inside = np.argwhere(made[0][1] > 0)
-    first = ((inside.min(axis=0) + inside.max(axis=0) + 1) // 2) - np.array(SHAPE) // 2
-    matrix = made[0][0].grid.world_from_vox.copy()
-    matrix[:3, 3] += matrix[:3, :3] @ first
-    grid = Grid(SHAPE, matrix)
-    affine = align(made[0][0], made[1][0], "affine").moving_from_fixed
-    for (volume, labels), to, path, drawn in zip(made, (np.eye(4), affine), names[:2], names[2:], strict=True):
-        values = np.rint(10 * np.clip(resample(volume.data, volume.grid, grid, to), 0, None))
-        save_volume(path, values.astype(np.int16), grid)
-        save_volume(drawn, resample(labels, volume.grid, grid, to, order=0), grid)
-    return names[0], names[1], names[2], names[3]
+def brains(work: Path, numbers: list[int]) -> tuple[Path, Path, Path, Path]:
+    """Fixed and moving image, fixed and moving labels of two rendered heads."""
+    pair = heads(work, numbers)
+    return pair.fixed, pair.moving, pair.fixed_labels, pair.moving_labels
 
 
 def model(work: Path, voxels: float) -> Path:

@@ -47,8 +47,8 @@ def _check_writable(path: Path, overwrite: bool) -> None:
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         size = len(os.fsencode(path.name))
         raise InputError(
-            f"cannot write {path}: its name is too long, {size} bytes where {LONGEST_NAME} are possible: give the images "
-            "shorter names"
+            f"cannot write {path}: its name is too long, {size} bytes where {LONGEST_NAME} are possible: give the "
+            "images shorter names"
         )
     try:
         if path.is_dir():

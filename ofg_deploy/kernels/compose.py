@@ -15,13 +15,16 @@ Array = npt.NDArray[np.floating[Any]]
 
 @compiled(parallel=True)
 def scale_slope(slope: Array, image: Array) -> None:
-    """Overwrite ``slope`` (3, X, Y, Z), d warped / d field, with the gradient: times d energy / d warped (X, Y, Z)."""
+    """Overwrite ``slope`` (3, X, Y, Z), d warped / d field, with the gradient: times d energy / d warped (X, Y, Z).
+
+    Where the latter is 0 so is the gradient, even if the slope is not known (NaN).
+    """
     for x in prange(image.shape[0]):
         for c in range(3):
             for y in range(image.shape[1]):
                 row, factor = slope[c, x, y], image[x, y]
                 for z in range(row.size):
-                    row[z] *= factor[z]
+                    row[z] = row[z] * factor[z] if factor[z] != 0 else factor[z]
 
 
 def lengths(vectors: Array) -> tuple[float, float]:

@@ -22,8 +22,27 @@ def coarser_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @compiled(parallel=True)
+def coarsen_known(image: Array, out: Array) -> None:
+    """As ``coarsen``, of those voxels that are not NaN; NaN where they have less than half of the weight."""
+    size_x, size_y, size_z = image.shape
+    for x in prange(out.shape[0]):
+        for y in range(out.shape[1]):
+            for z in range(out.shape[2]):
+                total, known = 0.0, 0.0
+                for n in range(27):
+                    i, j, k = n // 9 - 1, n // 3 % 3 - 1, n % 3 - 1
+                    p, q, r = 2 * x + i, 2 * y + j, 2 * z + k
+                    value = image[min(max(p, 0), size_x - 1), min(max(q, 0), size_y - 1), min(max(r, 0), size_z - 1)]
+                    if not np.isnan(value):
+                        weight = 0.125 * 0.5 ** (abs(i) + abs(j) + abs(k))
+                        total += weight * value
+                        known += weight
+                out[x, y, z] = total / known if known >= 0.5 else np.nan
+
+
+@compiled(parallel=True)
 def coarsen(image: Array, out: Array) -> None:
-    """Smooth (X, Y, Z) by 1/4, 1/2, 1/4 along each axis, and take every second voxel.
+    """Smooth (X, Y, Z) by 1/4, 1/2, 1/4 along each axis, and take every second voxel; NaN where one of them is.
 
     Args:
         out: of ``coarser_shape``.

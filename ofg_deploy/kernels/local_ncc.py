@@ -22,7 +22,7 @@ Array = npt.NDArray[np.floating[Any]]
 Double = npt.NDArray[np.float64]
 
 
-def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, structure: float = 0.0) -> float:
+def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers) -> float:
     """Negative mean squared local correlation of (X, Y, Z) images; ``a`` is overwritten with the gradient in ``a``.
 
     Args:
@@ -30,7 +30,6 @@ def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, structu
         b: C-contiguous, a constant.
         window: odd edge length of the cube, in voxels.
         buffers: 12 bytes per voxel (single precision), and a few planes for each thread.
-        structure: standard deviation below which, in *both* images, a window is flat and does not count.
     """
     size_x, size_y, size_z = a.shape
     weights = buffers.take("local_ncc.weights", (size_x, size_y, 3, size_z), a.dtype)
@@ -38,7 +37,7 @@ def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, structu
     count, padded = get_num_threads(), size_z + window - 1
     scratch = buffers.take("local_ncc.scratch", (count, size_y + 2, 5 * padded), np.float64)
     fewer = scratch.reshape(-1)[: 3 * scratch.size // 5].reshape(count, size_y + 2, 3 * padded)
-    _correlate(a, b, window, structure**2 * window**3, weights, totals, scratch)
+    _correlate(a, b, window, weights, totals, scratch)
     _spread(weights, window, a, b, -1 / a.size, fewer)
     # Not in compiled code, which would share the sum out among the threads and round it differently for each number.
     return -float(totals.sum()) / a.size
@@ -82,7 +81,7 @@ def _add_products(sums: Double, a: Array, b: Array, stride: int, half: int, sign
 
 
 @compiled()
-def _weigh(sums: Double, stride: int, volume: float, flat: float, weights: Array, total: Double) -> None:
+def _weigh(sums: Double, stride: int, volume: float, weights: Array, total: Double) -> None:
     """One row of window sums -> its squared correlation, added to ``total``, and three weights (3, Z).
 
     With r = cross^2 / denominator: dr/dcross = 2 cross / denominator, dr/dvar_a = -(cross / denominator)^2 var_b. A
@@ -97,8 +96,6 @@ def _weigh(sums: Double, stride: int, volume: float, flat: float, weights: Array
         cross = s_ab[z] - mean_a * s_b[z]
         var_a, var_b = s_aa[z] - mean_a * s_a[z], s_bb[z] - mean_b * s_b[z]
         ratio = cross / (var_a * var_b + 1e-5)
-        if var_a < flat and var_b < flat:
-            ratio = 0.0
         total[z] += cross * ratio
         in_cross, in_var = 2.0 * ratio, -2.0 * ratio * ratio * var_b
         by_cross[z] = in_cross
@@ -108,7 +105,7 @@ def _weigh(sums: Double, stride: int, volume: float, flat: float, weights: Array
 
 @compiled()
 def _correlate_slab(
-    first: int, a: Array, b: Array, window: int, flat: float, weights: Array, total: Double, scratch: Double
+    first: int, a: Array, b: Array, window: int, weights: Array, total: Double, scratch: Double
 ) -> None:
     size_x, size_y, size_z = a.shape
     half, stride, volume = window // 2, size_z + window - 1, float(window**3)
@@ -132,24 +129,23 @@ def _correlate_slab(
                 _add(rows, planes[y - window], -1.0)
             if y >= half:
                 _sum_window(rows, sums, window)
-                _weigh(sums, stride, volume, flat, weights[x, y - half], total)
+                _weigh(sums, stride, volume, weights[x, y - half], total)
 
 
 @compiled(parallel=True)
-def _correlate(a: Array, b: Array, window: int, flat: float, weights: Array, totals: Double, scratch: Double) -> None:
+def _correlate(a: Array, b: Array, window: int, weights: Array, totals: Double, scratch: Double) -> None:
     """Squared local correlation, and the weights that ``_spread`` makes the gradient of.
 
     Args:
         a, b: (X, Y, Z).
         window: odd edge length of the cube, in voxels.
-        flat: windows in which neither image varies by this much (sum of squares) count as uncorrelated.
         weights: (X, Y, 3, Z) out.
         totals: (slabs, Z) out, sums of the squared correlation.
         scratch: (threads, Y + 2, 5 * (Z + window - 1)) a plane of five sums and two rows for each thread.
     """
     for slab in prange(totals.shape[0]):
         mine = scratch[get_thread_id()]
-        _correlate_slab(slab * PLANES, a, b, window, flat, weights, totals[slab], mine)
+        _correlate_slab(slab * PLANES, a, b, window, weights, totals[slab], mine)
 
 
 @compiled()

@@ -67,15 +67,15 @@ class Multilevel:
         field, moving, fixed = checked_arrays(field, moving, fixed)
         buffers = Buffers() if buffers is None else buffers
         depth = len(self.coarse_steps)
+        outside = np.nan if self.greedy.blind else 0.0
         with compiled.threads(threads):
-            fixed_levels = [fixed, *(np.empty(0, np.float32) for _ in range(depth))]
-            for n in range(depth):
-                fixed_levels[n + 1] = _coarser(fixed_levels[n], buffers.part(f"level {n + 1}"), "fixed")
+            fixed_levels = _pyramid(fixed, depth, buffers, "fixed")
+            if self.greedy.blind and not field.any():
+                return self._from_nothing(_pyramid(moving, depth, buffers, "moving"), fixed_levels, threads, buffers)
             for n, steps in zip(range(depth, 0, -1), self.coarse_steps, strict=True):
                 warped = buffers.take("warped", moving.shape)
-                warp(moving, field, warped, buffers.take("slope", field.shape))
-                for k in range(n):
-                    warped = _coarser(warped, buffers.part(f"level {k + 1}"), "moving")
+                warp(moving, field, warped, buffers.take("slope", field.shape), outside)
+                warped = _pyramid(warped, n, buffers, "moving")[n]
                 start = np.zeros((3, *warped.shape), np.float32)
                 update = replace(self.greedy, steps=steps).refine(
                     start, warped, fixed_levels[n], threads, buffers.part(f"level {n}")
@@ -89,10 +89,29 @@ class Multilevel:
                 field = composed
         return field
 
+    def _from_nothing(self, moving: list[Image], fixed: list[Image], threads: int, buffers: Buffers) -> Field:
+        """As ``approach`` of a field of zeros: nothing finer is to be kept, so each level's field is all there is."""
+        from ofg_deploy.kernels import levels
 
-def _coarser(image: Image, buffers: Buffers, name: str) -> Image:
+        depth = len(self.coarse_steps)
+        field = np.zeros((3, *fixed[depth].shape), np.float32)
+        for n, steps in zip(range(depth, 0, -1), self.coarse_steps, strict=True):
+            greedy = replace(self.greedy, steps=steps)
+            field = greedy.refine(field, moving[n], fixed[n], threads, buffers.part(f"level {n}"))
+            finer = np.empty((3, *fixed[n - 1].shape), np.float32)
+            levels.refine_grid(field, finer)
+            field = finer
+        return field
+
+
+def _pyramid(image: Image, depth: int, buffers: Buffers, name: str) -> list[Image]:
+    """The image, and each coarser level of it; what is not known (NaN) takes no part in a mean."""
     from ofg_deploy.kernels import levels
 
-    out = buffers.take(name, levels.coarser_shape(image.shape))
-    levels.coarsen(image, out)
-    return out
+    images = [image]
+    for n in range(1, depth + 1):
+        out = buffers.part(f"level {n}").take(name, levels.coarser_shape(images[-1].shape))
+        coarsen = levels.coarsen_known if np.isnan(images[-1]).any() else levels.coarsen
+        coarsen(images[-1], out)
+        images.append(out)
+    return images

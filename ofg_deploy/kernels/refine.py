@@ -27,7 +27,6 @@ BOUNDS = {
     "limit": (0.01, math.inf),
     "gradient_sigma": (0.0, 100.0),
     "field_sigma": (0.0, 100.0),
-    "structure": (0.0, 1.0),
 }
 
 
@@ -108,8 +107,9 @@ class Greedy:
         gradient_sigma: smoothing of the gradient (viscous), standard deviation in voxels.
         field_sigma: smoothing of the field (elastic), standard deviation in voxels.
         window: odd edge length of the NCC's cube, in voxels.
-        structure: standard deviation, in intensities of 0..1, below which in both images a window counts as empty.
-            Correlation has no scale: without this, the noise of the background is registered as eagerly as anatomy.
+        blind: take the local NCC of ``kernels.correlation``, which does not depend on the scale of the intensities and
+            knows NaN in either image, and what lies beyond the grid, as unknown. Otherwise that of ``local_ncc``, which
+            training follows: zeros outside, and a constant of 1e-5 for intensities of 0..1.
 
     Raises:
         UsageError: a value out of ``BOUNDS``, a negative number of steps or an even window.
@@ -121,7 +121,7 @@ class Greedy:
     gradient_sigma: float = 1.5
     field_sigma: float = 0.5
     window: int = 5
-    structure: float = 0.0
+    blind: bool = False
 
     def __post_init__(self) -> None:
         _check_steps_and_window(self.steps, self.window)
@@ -158,18 +158,28 @@ class Descent:
         given, self._moving, self._fixed = checked_arrays(field, moving, fixed)
         self.field = given.copy()
         self._options, self._buffers = options, Buffers() if buffers is None else buffers
+        if options.blind:
+            from ofg_deploy.kernels.correlation import floor
+
+            if not np.isfinite(given).all():  # else taken for places that are not known
+                raise InputError("the field to be refined is not finite: it holds NaN or infinite values")
+            self._floors = floor(self._moving), floor(self._fixed)
         self._warped = self._buffers.take("warped", self._moving.shape)
         self._slope = self._buffers.take("slope", given.shape)
         self._direction = self._buffers.take("direction", given.shape)
 
     def loss(self) -> float:
         """The local NCC loss (-1..0) of ``field`` as it is; leaves the gradient that ``step`` goes down."""
-        from ofg_deploy.kernels.local_ncc import loss_and_gradient
+        from ofg_deploy.kernels import correlation, local_ncc
         from ofg_deploy.kernels.warp import warp
 
-        options = self._options
-        warp(self._moving, self.field, self._warped, self._slope)
-        loss = loss_and_gradient(self._warped, self._fixed, options.window, self._buffers, options.structure)
+        window, buffers = self._options.window, self._buffers
+        if self._options.blind:
+            warp(self._moving, self.field, self._warped, self._slope, np.nan)
+            loss = correlation.loss_and_gradient(self._warped, self._fixed, window, buffers, self._floors)
+        else:
+            warp(self._moving, self.field, self._warped, self._slope)
+            loss = local_ncc.loss_and_gradient(self._warped, self._fixed, window, buffers)
         _check(loss)
         return loss
 

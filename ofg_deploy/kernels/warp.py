@@ -13,16 +13,8 @@ from ofg_deploy.kernels.compiled import compiled
 Array = npt.NDArray[np.floating[Any]]
 
 
-@compiled()
-def _corner(image: Array, x: int, y: int, z: int) -> Any:
-    if 0 <= x < image.shape[0] and 0 <= y < image.shape[1] and 0 <= z < image.shape[2]:
-        return image[x, y, z]
-    return image.dtype.type(0)
-
-
-@compiled(parallel=True)
-def warp(image: Array, field: Array, warped: Array, slope: Array) -> None:
-    """Linear interpolation, zeros outside, as torch's grid_sample with align_corners.
+def warp(image: Array, field: Array, warped: Array, slope: Array, outside: float = 0.0) -> None:
+    """Linear interpolation, zeros outside (or another value), as torch's grid_sample with align_corners.
 
     The whole and the fractional part of the displacement are taken apart before the voxel's index is added, so the
     weights do not lose digits to large indices. Where the field is not finite the sample is NaN.
@@ -32,10 +24,41 @@ def warp(image: Array, field: Array, warped: Array, slope: Array) -> None:
         field: (3, X, Y, Z) displacement in voxels, components in axis order.
         warped: (X, Y, Z) out, the samples.
         slope: (3, X, Y, Z) out, d warped / d field; at a lattice point the one of the upper side.
+        outside: what stands beyond the grid. NaN: it is not known, nor is what is NaN in the image. Then a sample
+            of which at least half of the weight is known is the mean of that, its slope 0; otherwise it is NaN.
     """
+    _warp(image, field, warped, slope, image.dtype.type(outside))
+
+
+@compiled()
+def _corner(image: Array, x: int, y: int, z: int, outside: Any) -> Any:
+    if 0 <= x < image.shape[0] and 0 <= y < image.shape[1] and 0 <= z < image.shape[2]:
+        return image[x, y, z]
+    return outside
+
+
+@compiled()
+def _known_part(image: Array, x: int, y: int, z: int, t_x: Any, t_y: Any, t_z: Any) -> Any:
+    """The mean of those of eight neighbours that are known, by their weights; NaN where these make less than a half."""
+    total, known = np.float32(0), np.float32(0)
+    one, unknown = np.float32(1), np.float32(np.nan)
+    for i in range(2):
+        for j in range(2):
+            for k in range(2):
+                value = _corner(image, x + i, y + j, z + k, unknown)
+                if not np.isnan(value):
+                    weight = (t_x if i else one - t_x) * (t_y if j else one - t_y) * (t_z if k else one - t_z)
+                    total += weight * value
+                    known += weight
+    return total / known if known >= 0.5 else unknown
+
+
+@compiled(parallel=True)
+def _warp(image: Array, field: Array, warped: Array, slope: Array, outside: Any) -> None:
     size_x, size_y, size_z = image.shape
     flat = image.reshape(-1)
     step_x, step_y, one = np.uint64(size_y * size_z), np.uint64(size_z), np.uint64(1)
+    blind = np.isnan(outside)
     for x in prange(size_x):
         for y in range(size_y):
             d_x, d_y, d_z = field[0, x, y], field[1, x, y], field[2, x, y]
@@ -51,13 +74,22 @@ def warp(image: Array, field: Array, warped: Array, slope: Array) -> None:
                     v100, v101, v110, v111 = flat[i], flat[i + one], flat[i + step_y], flat[i + step_y + one]
                 elif -1 <= p_x < size_x and -1 <= p_y < size_y and -1 <= p_z < size_z:
                     i_x, i_y, i_z = int(p_x), int(p_y), int(p_z)
-                    v000, v001 = _corner(image, i_x, i_y, i_z), _corner(image, i_x, i_y, i_z + 1)
-                    v010, v011 = _corner(image, i_x, i_y + 1, i_z), _corner(image, i_x, i_y + 1, i_z + 1)
-                    v100, v101 = _corner(image, i_x + 1, i_y, i_z), _corner(image, i_x + 1, i_y, i_z + 1)
-                    v110, v111 = _corner(image, i_x + 1, i_y + 1, i_z), _corner(image, i_x + 1, i_y + 1, i_z + 1)
+                    v000, v001 = _corner(image, i_x, i_y, i_z, outside), _corner(image, i_x, i_y, i_z + 1, outside)
+                    v010, v011 = (
+                        _corner(image, i_x, i_y + 1, i_z, outside),
+                        _corner(image, i_x, i_y + 1, i_z + 1, outside),
+                    )
+                    v100, v101 = (
+                        _corner(image, i_x + 1, i_y, i_z, outside),
+                        _corner(image, i_x + 1, i_y, i_z + 1, outside),
+                    )
+                    v110, v111 = (
+                        _corner(image, i_x + 1, i_y + 1, i_z, outside),
+                        _corner(image, i_x + 1, i_y + 1, i_z + 1, outside),
+                    )
                 else:
-                    out[z] = np.float32(0) * (t_x + t_y + t_z)
-                    s_x[z] = s_y[z] = s_z[z] = out[z]
+                    s_x[z] = s_y[z] = s_z[z] = np.float32(0) * (t_x + t_y + t_z)
+                    out[z] = outside + s_x[z]
                     continue
                 e00, e01, e10, e11 = v001 - v000, v011 - v010, v101 - v100, v111 - v110
                 c00, c01, c10, c11 = v000 + t_z * e00, v010 + t_z * e01, v100 + t_z * e10, v110 + t_z * e11
@@ -68,3 +100,6 @@ def warp(image: Array, field: Array, warped: Array, slope: Array) -> None:
                 s_x[z] = a1 - a0
                 s_y[z] = b0 + t_x * (b1 - b0)
                 s_z[z] = e0 + t_x * (e1 - e0)
+                if blind and np.isnan(out[z]):
+                    out[z] = _known_part(image, int(p_x), int(p_y), int(p_z), t_x, t_y, t_z)
+                    s_x[z] = s_y[z] = s_z[z] = np.float32(0)

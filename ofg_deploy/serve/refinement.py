@@ -6,8 +6,9 @@ judged together; those at full resolution one by one.
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,16 +16,14 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.field import Field
-from ofg_deploy.geometry import Shape
+from ofg_deploy.geometry import Grid, Matrix, Shape
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Descent, Greedy
 from ofg_deploy.serve.engine import check_threads
 
 Quality = Literal["fast", "default", "best"]
-Similarity = Literal["auto", "ncc", "mind"]
-STEPS: dict[Quality, int] = {"fast": 10, "default": 20, "best": 40}
-
+Similarity = Literal["auto", "ncc"]
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {
     "steps": "all steps taken",
@@ -33,21 +32,49 @@ STOPS: dict[Stop, str] = {
     "flat": "nothing in the images pulls",
 }
 
+LEVELS = 3  # coarse levels, each of half the resolution of the one before
+BYTES_PER_VOXEL = 94  # see ``Refinement.memory_bytes``
+
+# Shortest axis of the grid in voxels -> window of the local NCC, smoothing of the gradient, how many times the steps at
+# full resolution of a quality. Small structures that fill their image want a small window (hippocampi, 35 voxels: 5 and
+# 1.5) and steps cost little there; whole brains of two people want a large window, and for that a gradient that is
+# smoothed less (160 voxels: 9 and 1). See benchmarks/NOTES.md.
+SIZES = ((96, 9, 1.0, 1), (64, 7, 1.25, 2), (0, 5, 1.5, 3))
+STEP = 0.7  # voxels of the longest vector: 8 such at full resolution do what 16 of half a voxel do
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a quality stands for: steps at an eighth, a quarter and half of the resolution, and at full resolution."""
+
+    coarse_steps: tuple[int, ...]
+    steps: int
+
+
+PRESETS: dict[Quality, Preset] = {
+    "fast": Preset((40, 30, 15), 3),
+    "default": Preset((40, 30, 20), 12),
+    "best": Preset((60, 60, 40), 40),
+}
+
 
 @dataclass(frozen=True)
 class Refinement:
     """How far to refine.
 
     Attributes:
-        optimiser: what steps at full resolution, and how many at most. As many go before at each coarse level.
+        optimiser: what steps at full resolution, and how many at most.
+        coarse_steps: steps at each coarser level, coarsest first, each of half the resolution of the next; levels into
+            which the window of the local NCC does not fit are left out. None for as many as at full resolution, at each
+            of ``LEVELS`` levels.
+        by_size: window and smoothing of the gradient follow the size of the grid (``SIZES``), not ``optimiser``.
+        quality: what was asked for; then the number of steps at full resolution follows the size of the grid, too.
         smoothness: weight of the diffusion in the energy, which is local NCC loss + smoothness x diffusion.
-        folding_percent: a step is not taken if more voxels than this would fold, unless the network's own field
-            already does; then that is the bound.
+        folding_percent: no more voxels than this fold in the end, unless the network's own field already does;
+            then that is the bound.
         tolerance: share of the energy by which it must fall, otherwise it has not: over all, for the refined field to
             be taken (in flat windows a correlation moves a little for no reason), ...
         patience: ... and over each so many steps, for another one.
-        levels: coarse levels at most, each of half the resolution of the one before; fewer where the window of the
-            local NCC does not fit.
         threads: 0 for as many as are set; never more than the compiled kernels have. The result does not depend on it.
 
     Raises:
@@ -55,19 +82,21 @@ class Refinement:
     """
 
     optimiser: Greedy
+    coarse_steps: tuple[int, ...] | None = None
+    by_size: bool = False
+    quality: Quality | None = None
     smoothness: float = 0.1
-    folding_percent: float = 0.1
+    folding_percent: float = 0.01
     tolerance: float = 1e-3
     patience: int = 5
-    levels: int = 2
     threads: int = 0
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        if self.optimiser.steps < 1 or self.patience < 1 or self.levels < 0:
+        if self.optimiser.steps < 1 or self.patience < 1 or min(self.levels, default=0) < 0:
             raise UsageError(
-                f"refinement by {self.optimiser.steps} steps, patience {self.patience}, {self.levels} coarse levels: "
-                "at least one step and a patience of one are needed, and no negative number of levels"
+                f"refinement by {self.optimiser.steps} steps, patience {self.patience}, coarse steps {self.levels}: "
+                "at least one step and a patience of one are needed, and no negative number of steps"
             )
         if not (0 <= self.smoothness < np.inf and 0 <= self.folding_percent <= 100 and 0 <= self.tolerance < 1):
             raise UsageError(
@@ -80,7 +109,7 @@ class Refinement:
         """What ``--refine STEPS`` means; None for 0. Raises UsageError for a negative number."""
         if steps < 0:
             raise UsageError(f"--refine {steps}: give the number of steps to take at most, or 0 for none")
-        return cls(Greedy(steps), threads=threads) if steps else None
+        return cls(Greedy(steps, step=STEP, blind=True), by_size=True, threads=threads) if steps else None
 
     @classmethod
     def of_quality(
@@ -90,30 +119,54 @@ class Refinement:
         spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
         threads: int = 0,
     ) -> Refinement:
-        """What ``--quality`` means for a pair on a grid of voxels of this size.
+        """What ``--quality`` means. Length and windows are in voxels of the grid, so its spacing changes nothing.
+
+        ``similarity`` ``auto`` is ``ncc``, the squared local NCC, which takes one contrast for its opposite: there is
+        no other one yet.
 
         Raises:
             UsageError: a quality or a similarity that does not exist.
         """
-        if quality not in STEPS:
-            raise UsageError(f"quality {quality!r} is unknown: use {', '.join(STEPS)}")
+        if quality not in PRESETS:
+            raise UsageError(f"quality {quality!r} is unknown: use {', '.join(PRESETS)}")
         if similarity not in get_args(Similarity):
             raise UsageError(f"similarity {similarity!r} is unknown: use {', '.join(get_args(Similarity))}")
-        return cls(Greedy(STEPS[quality]), threads=threads)
+        preset = PRESETS[quality]
+        steps = Greedy(preset.steps, step=STEP, blind=True)
+        return cls(steps, preset.coarse_steps, by_size=True, quality=quality, threads=threads)
+
+    @staticmethod
+    def memory_bytes(shape: Shape) -> int:
+        """Working memory of ``refine`` on a grid, at most: the images and the field given are not in it."""
+        return BYTES_PER_VOXEL * math.prod(shape)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Steps at each coarse level, coarsest first, where the grid is large enough for all."""
+        return (self.optimiser.steps,) * LEVELS if self.coarse_steps is None else self.coarse_steps
+
+    def steps_on(self, shape: Shape) -> Greedy:
+        """The steps at full resolution of a grid, their window as it will be."""
+        if not self.by_size:
+            return self.optimiser
+        _, window, sigma, times = next(chosen for chosen in SIZES if min(shape) >= chosen[0])
+        steps = self.optimiser.steps * (times if self.quality else 1)
+        return replace(self.optimiser, steps=steps, window=window, gradient_sigma=sigma)
 
     def check_grid(self, shape: Shape) -> None:
         """Raises UsageError where the window of the local NCC does not fit into the model's grid."""
-        if min(shape) < self.optimiser.window:
+        if min(shape) < (window := self.steps_on(shape).window):
             raise UsageError(
                 f"--refine: the model's grid {'x'.join(map(str, shape))} is smaller than the window of "
-                f"{self.optimiser.window} voxels: register without it"
+                f"{window} voxels: register without it"
             )
 
     def coarse(self, shape: Shape) -> Multilevel | None:
         """The coarse levels, as many as the window fits into; None where it does not fit into any."""
-        for depth in range(self.levels, 0, -1):
-            levels = Multilevel(self.optimiser, (self.optimiser.steps,) * depth)
-            if min(levels.coarsest(shape)) >= self.optimiser.window:
+        greedy, steps = self.steps_on(shape), self.levels
+        for left_out in range(len(steps)):
+            levels = Multilevel(greedy, steps[left_out:])
+            if min(levels.coarsest(shape)) >= greedy.window:
                 return levels
         return None
 
@@ -140,6 +193,7 @@ class Refined:
 
     Attributes:
         options: what was asked.
+        greedy: the steps at full resolution as they were on this grid.
         field: (3, X, Y, Z) voxels, the best one; the network's own if ``dropped``.
         network_energy: of the network's field.
         approach: the coarse levels; None without any.
@@ -152,6 +206,7 @@ class Refined:
     """
 
     options: Refinement
+    greedy: Greedy
     field: Field
     network_energy: float
     approach: Approach | None
@@ -189,8 +244,8 @@ class Refined:
         """For the sidecar."""
         asked = asdict(self.options)
         return {
-            "optimiser": {"name": "greedy", **asked.pop("optimiser")},
-            "options": {name: value for name, value in asked.items() if name != "threads"},
+            "optimiser": {"name": "greedy", **asdict(self.greedy)},
+            "options": {name: value for name, value in asked.items() if name not in ("optimiser", "threads")},
             "coarse": {**asdict(self.approach), "steps": list(self.approach.steps)} if self.approach else None,
             "steps_taken": len(self.energies) - 1,
             "steps_kept": self.kept,
@@ -207,6 +262,22 @@ class Refined:
         }
 
 
+def known(image: npt.NDArray[Any], grid: Grid, source: Grid, source_from_grid: Matrix) -> npt.NDArray[Any]:
+    """An image on a grid, NaN where the grid reaches beyond the field of view that the image came from.
+
+    Args:
+        image: (X, Y, Z) of ``grid``; not copied where all of it is within.
+        source: the grid it came from. source_from_grid: (4, 4) RAS mm of ``grid`` -> RAS mm of ``source``.
+    """
+    matrix = source.vox_from_world @ source_from_grid @ grid.world_from_vox
+    x, y, z = np.ogrid[tuple(slice(n) for n in grid.shape)]
+    inside = np.ones(grid.shape, bool)
+    for (a, b, c, d), size in zip(matrix[:3], source.shape, strict=True):
+        at = (a * x + b * y + d) + c * z
+        inside &= (at > -0.5) & (at < size - 0.5)
+    return image if inside.all() else np.where(inside, image, np.float32(np.nan))
+
+
 def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], options: Refinement) -> Refined:
     """Go down from the network's field and keep what has the lowest energy, or that field if nothing has.
 
@@ -216,22 +287,32 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
 
     Args:
         field: (3, X, Y, Z) voxels of the network's grid, finite.
-        moving, fixed: (X, Y, Z) float32 as the network saw them.
+        moving, fixed: (X, Y, Z) float32 as the network saw them; NaN where nothing is known (``blind`` steps alone).
 
     Raises:
         InputError: arrays that do not fit together, or values that are not finite.
     """
     from ofg_deploy.kernels import compiled
     from ofg_deploy.kernels.regularity import diffusion, folding_percent
+    from ofg_deploy.kernels.unfold import unfold
 
     start, buffers = time.perf_counter(), Buffers()
+    greedy = options.steps_on(moving.shape)
 
     def descent_from(there: Field) -> tuple[Descent, float]:
-        descent = Descent(options.optimiser, there, moving, fixed, buffers)
+        descent = Descent(greedy, there, moving, fixed, buffers)
         return descent, energy(descent)
 
     def energy(descent: Descent) -> float:
         return descent.loss() + options.smoothness * diffusion(descent.field)
+
+    def folds(there: Field) -> float:
+        """Share of a field's folds, once they are taken out of it, in place, where they are more than allowed."""
+        share = folding_percent(there)
+        if share <= allowed:
+            return share
+        unfold(there, buffers)
+        return folding_percent(there)
 
     with compiled.threads(min(options.threads, compiled.most_threads())) as threads:
         before = folding_percent(field)
@@ -240,19 +321,19 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         approach = None
         if coarse := options.coarse(moving.shape):
             near = coarse.approach(field, moving, fixed, threads, buffers)
+            folded = folds(near)
             there, reached = descent_from(near)
-            folded = folding_percent(near)
             approach = Approach(coarse.coarse_steps, reached, folded, reached < network_energy and folded <= allowed)
             descent = there if approach.taken else descent_from(field)[0]
         first = approach if approach and approach.taken else None
         energies, kept = [first.energy if first else network_energy], 0
         stopped: Stop = "steps"
         best, after = descent.field.copy(), first.folding_percent if first else before
-        for step in range(1, options.optimiser.steps + 1):
+        for step in range(1, greedy.steps + 1):
             if not descent.step():
                 stopped = "flat"
                 break
-            share = folding_percent(descent.field)
+            share = folds(descent.field)
             if share > allowed:
                 stopped = "folding"
                 break
@@ -268,6 +349,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
     seconds = round(time.perf_counter() - start, 4)
     return Refined(
         options,
+        greedy,
         best,
         network_energy,
         approach,

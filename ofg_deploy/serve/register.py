@@ -26,7 +26,7 @@ from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import adds_nothing, compare_labels, landmark_errors, measure
 from ofg_deploy.serve.no_network import NoNetwork, Promise
-from ofg_deploy.serve.refinement import Refined, refine
+from ofg_deploy.serve.refinement import Refined, known, refine
 from ofg_deploy.serve.sidecar import Clock
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
@@ -249,11 +249,10 @@ def _refine(prepared: Prepared, network_vox: Field) -> Refined | None:
     if steps is None:
         return None
     with prepared.clock("refine"):
-        # Its kernels take what lies outside for 0, and local correlation does not see a constant.
-        fixed, moving = (
-            image - np.float32(empty) if empty else image
-            for image, empty in zip((pair.fixed, pair.moving), pair.empty, strict=True)
-        )
+        moving, fixed = pair.moving, pair.fixed
+        if steps.optimiser.blind:
+            moving = known(moving, pair.grid, prepared.moving.grid, pair.moving_from_fixed)
+            fixed = known(fixed, pair.grid, prepared.fixed.grid, np.eye(4))
         return refine(network_vox, moving, fixed, steps)
 
 

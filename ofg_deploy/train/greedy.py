@@ -28,11 +28,11 @@ def refine(
         The refined field, detached.
 
     Raises:
-        UsageError: a ``structure`` threshold, which only the compiled steps know.
+        UsageError: ``blind`` steps, which are compiled ones alone.
     """
     greedy = optimiser if isinstance(optimiser, Greedy) else optimiser.greedy
-    if greedy.structure:
-        raise UsageError("greedy steps with a structure threshold run on the CPU only")
+    if greedy.blind:
+        raise UsageError("greedy steps blind to the scale of intensities run on the CPU only")
     field = field.detach()
     if isinstance(optimiser, Multilevel):
         fixed_levels = [fixed]
