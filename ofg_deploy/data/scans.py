@@ -46,4 +46,4 @@ def _check_same(image: Path, grid: Grid, labels: Path, other: Grid) -> None:
         )
     gap = float(np.abs(grid.corners_mm() - other.corners_mm()).max())
     if gap > GRID_TOLERANCE_VOX * max(grid.spacing_mm):
-        raise InputError(f"{labels} lies up to {gap:.3g} mm from its image {image.name}: not the same grid")
+        raise InputError(f"{labels} lies up to {gap:.2f} mm from its image {image.name}: not the same grid")

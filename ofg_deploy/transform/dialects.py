@@ -46,7 +46,8 @@ OF_BOTH_IMAGES: tuple[Form, ...] = ("fsl", "l2r", "voxelmorph")  # read only wit
 ON_ONE_GRID: tuple[Dialect, ...] = ("l2r", "voxelmorph")
 NIFTI = (".nii", ".nii.gz")
 LINEAR_ENDINGS = (*itk.AFFINE_ENDINGS, *itk.COMPOSITE_ENDINGS, ".lta")  # of what may be a start
-ROUNDTRIP_VOX = 1e-3  # of the largest voxel size; thirty times what float32 rounds off at the edge of a large image
+ROUNDTRIP_VOX = 3e-4  # of the largest voxel size; ten times what float32 rounds off at the edge of a large image
+ROUNDED = 2.0**-21  # of the longest displacement; four times what float32 rounds off
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +218,8 @@ def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -
     picked, index = thinned(found.fixed.shape)
     displacement, inside = back.displacement_mm(transform_points(found.fixed.world_from_vox, index))
     gap = float(np.linalg.norm(displacement - found.displacement_mm[(slice(None), *picked)], axis=0).max())
-    most = ROUNDTRIP_VOX * max(found.fixed.spacing_mm)
+    longest = max(float(found.displacement_mm.max()), -float(found.displacement_mm.min()))
+    most = max(ROUNDTRIP_VOX * max(found.fixed.spacing_mm), ROUNDED * longest)
     if not inside.all() or not gap <= most:
         raise ParityError(
             f"{paths[0].name} was read back {gap:.3g} mm away from what was found (at most {most:g} mm): it is "
