@@ -352,7 +352,7 @@ def test_the_table_names_file_finding_and_fix(path, run_cli, monkeypatch):
         str(path),
         "24x20x17 voxels of 2400x3100x3600 mm",
         "geometry in metres",
-        "--fix DIR",
+        "--unit",
         "does not exist",
     ):
         assert text in out

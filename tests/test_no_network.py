@@ -335,4 +335,5 @@ def test_a_batch_takes_fewer_at_once_before_it_takes_coarser_grids(tmp_path, ima
     assert "--workers 9: the largest pair needs" in err
     code, _, err = run_cli(arguments)
     assert (code, err) == (0, "")
-    assert not any(r["warnings"] for n, r in results(tmp_path / "out").items() if n.endswith(".json"))
+    for name, record in results(tmp_path / "out").items():
+        assert not name.endswith(".json") or not any("memory" in line for line in record["warnings"])

@@ -205,7 +205,7 @@ def test_bad_data_and_options(
     for path in images.iterdir():
         (broken / path.name).write_bytes(path.read_bytes()[: 400 if path.name == "s2.nii.gz" else None])
     for arguments, code, words in [
-        ([], 2, "give a folder"),
+        ([], 2, "name a folder"),
         ([tmp_path / "nothing"], 3, "does not exist"),
         ([images, "--grid", 30, 6, 32], 2, "grid 30 6 32: this network needs at least 8 voxels along each axis"),
         ([images, "--spacing", 0, 1, 2.5], 2, "spacing 0 1 2.5: finite numbers of mm above 0 are needed"),
@@ -382,7 +382,7 @@ def test_cache_is_used_and_follows_content(subjects: tuple[Path, Path], tmp_path
     parallel = prepare_all(list(pairs), EXPECTS, tmp_path / "parallel", 2, lambda: None)
     again = load_cached(parallel[0])
     parallel[1].write_bytes(parallel[1].read_bytes()[:-100])
-    with pytest.raises(InputError, match="damaged: delete it"):
+    with pytest.raises(InputError, match="missing or damaged"):
         load_cached(parallel[1])
     assert np.array_equal(again.moving, load_cached(file).moving)
     assert sorted(f.name for f in (tmp_path / "parallel").iterdir()) == sorted(f.name for f in parallel)

@@ -37,6 +37,7 @@ NIFTYREG_OTHERS = {
 SUSPECT = 0.5  # of its spread is left when coordinates are taken off a field: a map would have to scale by 1.7 to 3
 
 
+@np.errstate(all="ignore")  # what is not finite is refused
 def load_displacements(path: Path, max_voxels: int) -> FieldMap:
     """Read a field of any of the three.
 
