@@ -249,26 +249,29 @@ def test_existing_outputs_are_kept_unless_overwriting_was_asked(given, run_cli, 
 
 
 def test_overwriting_leaves_nothing_of_another_set(given, run_cli):
-    """An affine or warped labels of an earlier run would be taken for part of the new result."""
-    stale = [given.out / f"mov_to_fix{ending}" for ending in ("_0GenericAffine.mat", "_warped_labels.nii.gz")]
-    given.out.mkdir()
-    for path in [*stale, given.out / "notes.txt"]:
-        path.write_text("old")
-    assert run_cli([*given.arguments(), "--overwrite", "--init", "none"])[0] == 0
+    """An affine or an inverse of an earlier run would be taken for part of the new result. What nobody wrote stays."""
+    assert run_cli([*given.arguments(), "--init", "header", "--inverse"])[0] == 0
+    (given.out / "notes.txt").write_text("old")
+    affine = (given.out / "mov_to_fix_0GenericAffine.mat").read_bytes()
+    code, _, err = run_cli([*given.arguments(), "--overwrite", "--init", "none"])
+    assert (code, "was there before" in err) == (0, False)
     names = {"mov_to_fix_warped.nii.gz", "mov_to_fix_Warp.nii.gz", "mov_to_fix.json", "notes.txt"}
     assert set(snapshot(given.out)) == names
+    (given.out / "mov_to_fix_0GenericAffine.mat").write_bytes(affine)
+    code, _, err = run_cli([*given.arguments(), "--overwrite", "--init", "none"])
+    assert (code, "mov_to_fix_0GenericAffine.mat was there before and is no part of this result" in err) == (0, True)
+    assert (given.out / "mov_to_fix_0GenericAffine.mat").read_bytes() == affine
 
 
 def test_inputs_are_never_overwritten(given, run_cli):
-    """Who goes on with an earlier result may put the next one where it was; labels would go as part of the old set."""
-    assert run_cli(given.arguments())[0] == 0
+    """Who goes on with an earlier result may put the next one where it was; an inverse would go with the old set."""
+    assert run_cli([*given.arguments(), "--inverse"])[0] == 0
     (given.out / "mov_to_fix_0GenericAffine.mat").write_text("mine")
-    given.save("out/mov_to_fix_warped_labels.nii.gz", np.ones((8, 9, 10), np.uint8))
     before = snapshot(given.folder)
     for name, options in (
         ("mov_to_fix_warped.nii.gz", ["--init", "none", "--also"]),
         ("mov_to_fix_0GenericAffine.mat", ["--init"]),
-        ("mov_to_fix_warped_labels.nii.gz", ["--init", "affine", "--fixed-mask"]),
+        ("mov_to_fix_InverseWarp.nii.gz", ["--init", "affine", "--fixed-mask"]),
     ):
         answer = run_cli([*given.arguments(), "--overwrite", *options, given.out / name])
         check_refused(answer, 3, f"{name} is an input, and would be lost")

@@ -136,7 +136,7 @@ def test_batches_are_swapped_and_flipped(subjects: tuple[Path, Path], tmp_path: 
     assert np.array_equal(batch.moving[1, 0], b.fixed[::-1, :, ::-1])
     assert np.array_equal(batch.fixed[1, 0], b.moving[::-1, :, ::-1])
     files[0].write_bytes(b"x")
-    with pytest.raises(InputError, match=r"^[^\n]*damaged: delete it[^\n]*$"):
+    with pytest.raises(InputError, match=r"^[^\n]*damaged: start again[^\n]*$"):
         list(load_batches(TrainingFiles(files, []), items, workers))
 
 

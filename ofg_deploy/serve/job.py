@@ -171,6 +171,13 @@ class Job:
         sidecar, wanted = self._every_output()["sidecar"], set(self.outputs(init).values())
         return sorted({path for each in (sidecar, *unfinished(sidecar)) for path in _proven(each, self.out, wanted)})
 
+    def unproven(self, init: Init | Path) -> list[Path]:
+        """Files called as outputs of this pair that are not this job's and that nothing shows to be ours: they stay."""
+        if Names(self.fixed, self.moving).by_bids:  # labels of T1w and T2w are called alike: they may be another pair's
+            return []
+        gone = {*self.outputs(init).values(), *self.obsolete(init)}
+        return sorted(path for path in self._every_output().values() if path not in gone and path.exists())
+
     def _every_output(self) -> dict[str, Path]:
         every = {role: self.out / name for role, name in Names(self.fixed, self.moving).every()}
         for role in ("fixed_points", "moving_points"):  # in the form they came in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ class OpenVinoEngine:
         given = {"moving": moving, "fixed": fixed}
         shared = {k: np.ascontiguousarray(v, dtype=np.float32)[None, None] for k, v in given.items()}
         try:
-            interruptible(partial(self._request.infer, shared, share_inputs=True), self._request.cancel)
+            interruptible(partial(self._request.infer, shared, share_inputs=True), self.stop)
         except Exception as error:  # its exception types share no base class
             raise DeviceError(f"{self.runtime} failed on {self.provider}: {_reason(error)}") from error
         predicted: Field = self._request.get_output_tensor(0).data[0]
@@ -97,7 +98,8 @@ class OpenVinoEngine:
 
     def stop(self) -> None:
         """End what runs now, with a DeviceError."""
-        self._request.cancel()
+        with suppress(Exception):  # what has failed cannot be stopped
+            self._request.cancel()
 
 
 @cache

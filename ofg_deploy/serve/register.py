@@ -207,6 +207,10 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
             record["warnings"].append(f"{said}, or to one place in it")
         record["warnings"] += outside_warning(displacement, None, fixed.grid, moving.grid)
+        record["warnings"] += [
+            f"{path.name} was there before and is no part of this result; it stays: nothing shows that we wrote it"
+            for path in job.unproven(init)
+        ]
         record["written"] = {role: written(path) for role, path in partial.items() if role != "sidecar"}
         partial["sidecar"].write_text(to_json(record))
     return Result(outputs, record)
