@@ -10,6 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def as_paths(record: object, names: Sequence[str]) -> None:
+    """Fields of a frozen dataclass that name files, or several, as paths: whoever calls a library may give texts."""
+    for name in names:
+        value = getattr(record, name)
+        if isinstance(value, str):
+            object.__setattr__(record, name, Path(value))
+        elif isinstance(value, list | tuple):
+            object.__setattr__(record, name, tuple(map(Path, value)))
+
+
 def portable(path: Path, folder: Path) -> str:
     """The path as a record in ``folder`` names it: relative to it, with ``/``.
 

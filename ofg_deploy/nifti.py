@@ -54,7 +54,7 @@ def stem(path: Path) -> str:
     return re.sub(r"\.(nii|nii\.gz|img|hdr)$", "", path.name, flags=re.IGNORECASE)
 
 
-def load_image(path: Path, max_voxels: int = MAX_VOXELS, constant: bool = False) -> Volume:
+def load_image(path: Path | str, max_voxels: int = MAX_VOXELS, constant: bool = False) -> Volume:
     """Read an intensity image as float32, scaling (``scl_slope``) applied.
 
     Args:
@@ -65,6 +65,7 @@ def load_image(path: Path, max_voxels: int = MAX_VOXELS, constant: bool = False)
             holds NaN or infinite voxels, or is constant where that will not do.
         GeometryError: its affine is missing, singular or sheared.
     """
+    path = Path(path)
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
     grid, code, warnings = space_of(nifti)
@@ -84,12 +85,13 @@ def check_finite(data: npt.NDArray[Any], path: Path) -> None:
         raise InputError(f"{path} has {bad} NaN or infinite voxels: replace them first: {line}")
 
 
-def load_labels(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+def load_labels(path: Path | str, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a label map. Integer files keep their type; float files must hold whole numbers and become int32.
 
     Raises:
         InputError, GeometryError: as ``load_image`` (a constant label map is allowed), or values that are not whole.
     """
+    path = Path(path)
     nifti = open_nifti(path, max_voxels)
     check_volume(nifti)
     grid, code, warnings = space_of(nifti)
@@ -113,13 +115,15 @@ def label_type(stored: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.int32) if stored.kind == "f" or stored.itemsize == 8 else stored
 
 
-def load_grid(path: Path) -> Grid:
+def load_grid(path: Path | str) -> Grid:
     """Only the geometry of a file, without its voxels. Raises as ``load_image``."""
+    path = Path(path)
     return load_space(path)[0]
 
 
-def load_space(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[Grid, int, tuple[str, ...]]:
+def load_space(path: Path | str, max_voxels: int = MAX_VOXELS) -> tuple[Grid, int, tuple[str, ...]]:
     """As ``load_grid``, with the NIfTI code of the affine and what the header left open."""
+    path = Path(path)
     return space_of(open_nifti(path, max_voxels))
 
 
@@ -173,12 +177,15 @@ def load_vectors(
 
 
 @np.errstate(all="ignore")  # what is not finite is refused by who asked for a map
-def load_transform(path: Path, max_voxels: int = MAX_VOXELS) -> tuple[npt.NDArray[np.float32], Grid, tuple[str, ...]]:
+def load_transform(
+    path: Path | str, max_voxels: int = MAX_VOXELS
+) -> tuple[npt.NDArray[np.float32], Grid, tuple[str, ...]]:
     """Read what ``save_transform`` wrote: (3, X, Y, Z) RAS mm, its grid and what the header left open.
 
     Raises:
         InputError: not a 5-D (X, Y, Z, 1, 3) NIfTI with intent 1007, or its grid has more than ``max_voxels``.
     """
+    path = Path(path)
     nifti = open_transform(path, max_voxels)
     grid, _, warnings = space_of(nifti)
     lps = np.moveaxis(nifti.read(np.dtype(np.float32))[:, :, :, 0, :], -1, 0)

@@ -141,7 +141,7 @@ class NiftiFile:
 
 
 @np.errstate(all="ignore")  # a damaged number is judged as a number, and warns nobody on the way
-def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1, series: bool = False) -> NiftiFile:
+def open_nifti(path: Path | str, max_voxels: int = MAX_VOXELS, components: int = 1, series: bool = False) -> NiftiFile:
     """Read and check the header of ``.nii``, ``.nii.gz`` or either file of a ``.hdr``/``.img`` pair.
 
     Args:
@@ -151,6 +151,7 @@ def open_nifti(path: Path, max_voxels: int = MAX_VOXELS, components: int = 1, se
         InputError: not a regular file, not NIfTI, a header no reader could trust, more than ``max_voxels`` voxels of
             ``components`` numbers each, or a file too small for what the header promises.
     """
+    path = Path(path)
     _check_file(path)
     if not NIFTI_NAME.search(path.name):
         raise InputError(f"{path} cannot be read as NIfTI: by its name it is another format, {_NAMES}")

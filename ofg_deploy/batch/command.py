@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -67,8 +67,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def register(pairs: list[Pair], out: Path, means: Means, running: Running, command: list[str]) -> Record:
-    """Register the pairs of this part into ``out``.
+def register(
+    pairs: list[Pair],
+    out: Path,
+    means: Means,
+    running: Running,
+    command: list[str],
+    answer: Callable[[Any], None] = lambda record: None,
+) -> Record:
+    """Register the pairs of this part into ``out``; ``answer`` gets the content of ``batch.json``.
 
     Raises:
         BatchError: some pairs failed; the others are done, and ``failures.csv`` says why.
@@ -120,6 +127,7 @@ def register(pairs: list[Pair], out: Path, means: Means, running: Running, comma
             error.args = (f"{error}: the batch stopped, {_so_far(record)}; --resume goes on",)
             raise
     record.write()
+    answer(record.content())
     _finish(console, record)
     return record
 

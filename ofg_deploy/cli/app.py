@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import check_count
+from ofg_deploy.outputs import to_json
 
 app = typer.Typer(
     name="ofg",
     help="Train registration networks with On-the-Fly Guidance, export only the network, register NIfTI pairs.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -45,6 +49,26 @@ InterpolationOption = Annotated[
     ),
 ]
 DeviceOption = Literal["auto", "cpu", "cuda"]
+
+
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")
+]
+
+
+@contextmanager
+def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
+    """With ``--json`` nothing is printed on standard output but the document that is handed to what this yields.
+
+    It is printed when the work ends, also where an error ends it after the document is known.
+    """
+    found: list[Any] = []
+    try:
+        with redirect_stdout(io.StringIO()) if wanted else nullcontext():
+            yield found.append
+    finally:
+        if wanted and found:
+            print(to_json(found[-1]), end="")
 
 
 def _max_voxels(value: Optional[int]) -> Optional[int]:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ofg_deploy.cli.app import MaxVoxels, Overwrite, PointsFrameOption, app
+from ofg_deploy.cli.app import JsonOutput, MaxVoxels, Overwrite, PointsFrameOption, app, json_output
 
 
 @app.command(name="eval")
@@ -29,10 +29,13 @@ def evaluate(
     ] = None,
     points_frame: PointsFrameOption = None,
     max_voxels: MaxVoxels = None,
+    json: JsonOutput = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate registrations: Dice, HD95, folding and landmark distances; CSV, JSON and a box plot."""
     from ofg_deploy.evaluate import command
     from ofg_deploy.nifti_file import MAX_VOXELS
 
-    command.run(source, out, labels, label_names, points_frame, max_voxels or MAX_VOXELS, overwrite, sys.argv)
+    how = (points_frame, max_voxels or MAX_VOXELS, overwrite, sys.argv)
+    with json_output(json) as answer:
+        command.run(source, out, labels, label_names, *how, answer)

@@ -13,6 +13,7 @@ from ofg_deploy.cli.app import (
     FillOption,
     FormatOption,
     InterpolationOption,
+    JsonOutput,
     LimitFile,
     MaxVoxels,
     ModelOrNone,
@@ -20,6 +21,7 @@ from ofg_deploy.cli.app import (
     PointsFrameOption,
     QcFail,
     app,
+    json_output,
 )
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ def register(
     ] = False,
     qc_fail: QcFail = False,
     limits: LimitFile = None,
+    json: JsonOutput = False,
 ) -> None:
     """Register FIXED MOVING: warped image, transform (ITK), all that moves with it, and a JSON sidecar.
 
@@ -200,8 +203,8 @@ def register(
 
         images = Images({fixed, moving})
         path, [job] = settle([make(fixed=fixed, moving=moving, out=out, **beside)], images, of_batch=False)
-        with judged.of_pair(job.outputs("affine")["sidecar"], overwrite):
-            command.register(job, path, *how, images)
+        with json_output(json) as answer, judged.of_pair(job.outputs("affine")["sidecar"], overwrite):
+            answer(command.register(job, path, *how, images).sidecar)
         return
     if num_parts > 1 and (report or qc_fail):
         raise UsageError("--report and --qc-fail look at all pairs: after the parts run ofg report on their folder")
@@ -212,8 +215,8 @@ def register(
     path, jobs = settle([pair.job for pair in found], Images(), of_batch=True)
     found = [replace(pair, job=job) for pair, job in zip(found, jobs, strict=True)]
     means = Means(path, *how, running.workers_here(), batch_size, out)
-    with judged.of_folder(out, overwrite or resume):
-        batch.register(found, out, means, running, sys.argv)
+    with json_output(json) as answer, judged.of_folder(out, overwrite or resume):
+        batch.register(found, out, means, running, sys.argv, answer)
 
 
 def _pairs_of(

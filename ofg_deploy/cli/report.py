@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ofg_deploy.cli.app import LimitFile, Overwrite, QcFail, app
+from ofg_deploy.cli.app import JsonOutput, LimitFile, Overwrite, QcFail, app, json_output
 from ofg_deploy.errors import UsageError
 
 LimitOptions = Annotated[
@@ -31,6 +31,7 @@ def report(
         bool, typer.Option("--radiological", help="Show the patient's right on the left of axial and coronal pictures.")
     ] = False,
     qc_fail: QcFail = False,
+    json: JsonOutput = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Judge the registrations in DIR: a page to look at (report.html), and beside it a table (qc.tsv)."""
@@ -38,6 +39,7 @@ def report(
 
     from ofg_deploy.report import command
     from ofg_deploy.report.limits import Limits
+    from ofg_deploy.report.rows import as_records
 
     if pictures != "all" and not (pictures.isascii() and pictures.isdigit()):
         raise UsageError(f"--pictures {pictures}: a number or all is needed")
@@ -50,4 +52,5 @@ def report(
         overwrite=overwrite,
         radiological=radiological,
     )
-    command.report(folder, order, qc_fail)
+    with json_output(json) as answer:
+        command.report(folder, order, qc_fail, lambda rows: answer(as_records(rows)))

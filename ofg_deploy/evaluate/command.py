@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -26,8 +28,12 @@ def run(
     max_voxels: int,
     overwrite: bool,
     command: list[str],
+    answer: Callable[[Any], None] = lambda record: None,
 ) -> None:
     """Evaluate every pair of ``source`` and write the results into ``out``.
+
+    Args:
+        answer: gets the content of ``results.json``.
 
     Raises:
         BatchError: some pairs failed; the results of the others and ``failures.csv`` are written.
@@ -51,6 +57,7 @@ def run(
                 failures.append(Failure(pair.name, " ".join(str(error).split())))
             progress.advance(task)
     written = write(out, source, done, failures, space, overwrite, command)
+    answer(read_json(written[-1]))
     for line in (line for evaluation in done for line in evaluation.warnings):
         stderr.print(f"ofg: warning: {line}", soft_wrap=True)
     _show(console, done, space)

@@ -51,7 +51,7 @@ class Pair:
         return {role: path for role, path in asdict(self).items() if isinstance(path, Path)}
 
 
-def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
+def find_pairs(source: Path | str, labels: Path | str | None) -> list[Pair]:
     """Pairs of a list, or of a folder written by ``ofg register``.
 
     A list has the columns (CSV) or keys (JSON) ``COLUMNS`` and ``name``, of which ``transform`` must be there, empty
@@ -67,6 +67,7 @@ def find_pairs(source: Path, labels: Path | None) -> list[Pair]:
             turn comes.
         UsageError: ``labels`` together with a list.
     """
+    source, labels = Path(source), None if labels is None else Path(labels)
     if labels is not None and not labels.is_dir():
         raise InputError(f"--labels {labels} is not a folder")
     if source.is_dir():

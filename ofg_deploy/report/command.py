@@ -22,13 +22,23 @@ from ofg_deploy.report.write import Report, write
 SHOWN = 10  # pairs that are told on the terminal
 
 
-def report(folder: Path, order: Report, qc_fail: bool) -> None:
+def report(
+    folder: Path, order: Report, qc_fail: bool, answer: Callable[[Sequence[Row]], None] = lambda rows: None
+) -> None:
     """Report on a folder of ``ofg register``. Raises as ``publish``; InputError where there is no pair in it."""
-    publish(order, entries(folder), qc_fail)
+    publish(order, entries(folder), qc_fail, answer)
 
 
-def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: bool) -> None:
+def publish(
+    order: Report,
+    found: Sequence[Registration | Failure],
+    qc_fail: bool,
+    answer: Callable[[Sequence[Row]], None] = lambda rows: None,
+) -> None:
     """Write the report, print, and say by an error what is not well.
+
+    Args:
+        answer: gets the rows, worst first.
 
     Raises:
         InputError: the files exist (without ``overwrite``) or cannot be written.
@@ -42,6 +52,7 @@ def publish(order: Report, found: Sequence[Registration | Failure], qc_fail: boo
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task("drawing", total=len(found))
         rows = write(order, found, lambda: bars.advance(task))
+    answer(rows)
     counts = Counter(row.status for row in rows)
     told = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
     console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)

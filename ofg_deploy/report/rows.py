@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.report.limits import Limits
@@ -95,6 +95,21 @@ def table(rows: Sequence[Row]) -> str:
         told = (row.name, row.method, row.status, "; ".join(row.why))
         lines.append([*(_cell(text) for text in told), first, row.outlier or "n/a", *others])
     return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the table holds, JSON-ready; a number that is not known is None."""
+    return [
+        {
+            "pair": row.name,
+            "method": row.method,
+            "status": row.status,
+            "reasons": list(row.why),
+            "outlier_measure": row.outlier,
+            "numbers": dict(sorted(row.numbers.items())),
+        }
+        for row in rows
+    ]
 
 
 def _read(entry: Registration | Failure) -> Row:

@@ -14,7 +14,7 @@ import numpy as np
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
 from ofg_deploy.geometry import Grid, lattice, transform_points
-from ofg_deploy.locations import portable, portable_command
+from ofg_deploy.locations import as_paths, portable, portable_command
 from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
@@ -85,6 +85,9 @@ class Application:
     command: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        as_paths(self, ("out", "image", "reference", "fixed_points", "moving_points"))
+        steps = (step if isinstance(step, Step) else Step.parse(str(step)) for step in self.steps)
+        object.__setattr__(self, "steps", tuple(steps))
         if sum(given is not None for given in (self.image, self.fixed_points, self.moving_points)) != 1:
             raise UsageError("give one thing to transform: IMAGE, --fixed-points or --moving-points")
         if not self.steps:

@@ -60,7 +60,7 @@ def check_threads(threads: int) -> None:
 
 
 def open_engine(
-    path: Path | None,
+    path: Path | str | None,
     device: Device = "auto",
     threads: int = 0,
     rebuild: Rebuild | None = None,
@@ -82,6 +82,7 @@ def open_engine(
         InputError: not a model of ours. DeviceError: the device or runtime is not there as asked.
         UsageError: a runtime that does not read such files, or a negative number of threads.
     """
+    path = None if path is None else Path(path)
     check_threads(threads)
     if path is None:
         from ofg_deploy.serve.no_network import NoNetwork, WithoutNetwork

@@ -11,6 +11,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Shape, Spacing
+from ofg_deploy.locations import as_paths
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import is_as_written, read_json, unfinished
 from ofg_deploy.preprocess import IMAGE_BASED, Init
@@ -86,6 +87,9 @@ class Job:
     interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
+        as_paths(self, ("fixed", "moving", "out", *ONE_FILE, "moving_labels", "also"))
+        if isinstance(self.init, str):
+            object.__setattr__(self, "init", parse_init(self.init))
         if self.fixed_labels and not self.moving_labels:
             raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
         if self.fill is not None and not np.isfinite(self.fill):

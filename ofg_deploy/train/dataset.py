@@ -97,7 +97,7 @@ def find_dataset(source: Path) -> Dataset | None:
 
 
 def find_pairs(
-    source: Path, labels: Path | None, pairs: int | None, seed: int, at_random: int = DEFAULT_PAIRS
+    source: Path | str, labels: Path | str | None, pairs: int | None, seed: int, at_random: int = DEFAULT_PAIRS
 ) -> PairList:
     """Pairs from a ``dataset.json``, a folder of NIfTI images, or a CSV or JSON list.
 
@@ -114,6 +114,7 @@ def find_pairs(
         InputError: nothing usable there.
         UsageError: ``labels`` together with a data set or a list.
     """
+    source, labels = Path(source), None if labels is None else Path(labels)
     if not source.exists():
         raise InputError(f"{source} does not exist: give dataset.json, a folder of NIfTI images, or a list of pairs")
     dataset = find_dataset(source)
