@@ -1,4 +1,4 @@
-"""Pairs on which registration tools are compared: fixed and moving images and label maps, all on the fixed grid.
+"""Pairs on which registration tools are compared: images and label maps, the moving ones brought to the fixed grid.
 
 Every tool starts from the same affine, which is in the moving files. Whole brains are rendered from label maps of two
 people (``MEANS``: an intensity for each structure, with blur, texture, noise), T1-like or with other contrasts on the
@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ofg_deploy.affine import align
 from ofg_deploy.field import resample
-from ofg_deploy.geometry import Grid
+from ofg_deploy.geometry import Grid, transform_points
 from ofg_deploy.nifti import Volume, load_image, load_labels, save_volume
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -108,7 +108,13 @@ def hippocampi(work: Path, split: str, count: int) -> list[Pair]:
             drawn = [load_labels(root / "labels" / f"{name}.nii.gz") for name in (a, b)]
             affine = _matrix(align(fixed, moving, "affine"))
             save_volume(made.fixed, fixed.data, fixed.grid)
-            save_volume(made.moving, resample(moving.data, moving.grid, fixed.grid, affine), fixed.grid)
+            # Edge values are held beyond the moving image: zeros would be an edge that no tool knows to be none.
+            index = transform_points(
+                moving.grid.vox_from_world @ affine @ fixed.grid.world_from_vox,
+                np.indices(fixed.grid.shape, dtype=float),
+            )
+            carried = map_coordinates(moving.data.astype(np.float32), index, order=1, mode="nearest")
+            save_volume(made.moving, carried, fixed.grid)
             save_volume(made.fixed_labels, drawn[0].data.astype(np.int16), fixed.grid)
             labels = resample(drawn[1].data, drawn[1].grid, fixed.grid, affine, order=0)
             save_volume(made.moving_labels, labels.astype(np.int16), fixed.grid)

@@ -229,9 +229,11 @@ def test_qualities_differ_in_steps_and_follow_the_size_of_the_grid() -> None:
     small, large = options.steps_on((35, 50, 36)), options.steps_on((160, 192, 224))
     assert small.window < large.window
     assert options.coarse((160, 192, 224)).coarse_steps == PRESETS["default"].coarse_steps
-    assert options.coarse((35, 50, 36)).coarse_steps == PRESETS["default"].coarse_steps
-    assert options.coarse((24, 50, 36)).coarse_steps == PRESETS["default"].coarse_steps[1:]
-    assert options.coarse((9, 9, 9)).coarse_steps == PRESETS["default"].coarse_steps[2:]
+    assert options.coarse((57, 70, 60)).coarse_steps == PRESETS["default"].coarse_steps
+    assert options.coarse((35, 50, 36)).coarse_steps == PRESETS["default"].coarse_steps[1:]
+    assert options.coarse((15, 50, 36)).coarse_steps == PRESETS["default"].coarse_steps[2:]
+    assert options.coarse((14, 50, 36)) is None
+    assert small.steps > large.steps == options.optimiser.steps
     for wrong in ({"quality": "better"}, {"quality": "best", "similarity": "ssd"}):
         with pytest.raises(UsageError, match="is unknown: use "):
             Refinement.of_quality(**wrong)

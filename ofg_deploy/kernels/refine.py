@@ -30,6 +30,9 @@ BOUNDS = {
 }
 
 
+SHORTEST = 0.1  # of the first step: where halving ends
+
+
 def check_bound(name: str, value: float, called: str) -> None:
     """Raises UsageError for an option of ``Greedy`` out of ``BOUNDS``; ``called`` is what the user knows it by."""
     least, most = BOUNDS[name]
@@ -109,7 +112,8 @@ class Greedy:
         window: odd edge length of the NCC's cube, in voxels.
         blind: take the local NCC of ``kernels.correlation``, which does not depend on the scale of the intensities and
             knows NaN in either image, and what lies beyond the grid, as unknown. Otherwise that of ``local_ncc``, which
-            training follows: zeros outside, and a constant of 1e-5 for intensities of 0..1.
+            training follows: zeros outside, and a constant of 1e-5 for intensities of 0..1. And steps are halved each
+            time that one did not lower the loss, down to an eighth: then it has converged.
 
     Raises:
         UsageError: a value out of ``BOUNDS``, a negative number of steps or an even window.
@@ -136,10 +140,12 @@ class Greedy:
 
         descent = Descent(self, field, moving, fixed, buffers)
         with compiled.threads(threads):
+            lowest = math.inf
             for _ in range(self.steps):
-                descent.loss()
-                if not descent.step():
+                loss = descent.loss()
+                if (self.blind and not descent.fell(loss, lowest)) or not descent.step():
                     break
+                lowest = min(loss, lowest)
         return descent.field
 
 
@@ -158,6 +164,7 @@ class Descent:
         given, self._moving, self._fixed = checked_arrays(field, moving, fixed)
         self.field = given.copy()
         self._options, self._buffers = options, Buffers() if buffers is None else buffers
+        self._longest = options.step
         if options.blind:
             from ofg_deploy.kernels.correlation import floor
 
@@ -183,6 +190,12 @@ class Descent:
         _check(loss)
         return loss
 
+    def fell(self, loss: float, lowest: float) -> bool:
+        """Halve the steps to come if this loss is not below ``lowest``; False once they are too short to matter."""
+        if loss >= lowest:
+            self._longest *= 0.5
+        return self._longest > SHORTEST * self._options.step
+
     def step(self) -> bool:
         """One step down, once after each ``loss``; False, and nothing changed, where there is nothing to gain."""
         from ofg_deploy.kernels import compose
@@ -194,8 +207,8 @@ class Descent:
         longest, mean = compose.lengths(self._direction)
         if longest == 0:
             return False
-        factor = options.step / min(longest, options.limit * mean)
-        compose.compose(self.field, self._direction, -factor, self._slope, options.step)
+        factor = self._longest / min(longest, options.limit * mean)
+        compose.compose(self.field, self._direction, -factor, self._slope, self._longest)
         smooth(self._slope, options.field_sigma, self.field, self._buffers)
         return True
 

@@ -40,6 +40,7 @@ BYTES_PER_VOXEL = 94  # see ``Refinement.memory_bytes``
 # 1.5) and steps cost little there; whole brains of two people want a large window, and for that a gradient that is
 # smoothed less (160 voxels: 9 and 1). See benchmarks/NOTES.md.
 SIZES = ((96, 9, 1.0, 1), (64, 7, 1.25, 2), (0, 5, 1.5, 3))
+COARSEST = 8  # voxels along the shortest axis of the coarsest level, at least
 STEP = 0.7  # voxels of the longest vector: 8 such at full resolution do what 16 of half a voxel do
 
 
@@ -65,8 +66,8 @@ class Refinement:
     Attributes:
         optimiser: what steps at full resolution, and how many at most.
         coarse_steps: steps at each coarser level, coarsest first, each of half the resolution of the next; levels into
-            which the window of the local NCC does not fit are left out. None for as many as at full resolution, at each
-            of ``LEVELS`` levels.
+            which the window of the local NCC does not fit are left out, with ``by_size`` those below ``COARSEST``, too.
+            None for as many as at full resolution, at each of ``LEVELS`` levels.
         by_size: window and smoothing of the gradient follow the size of the grid (``SIZES``), not ``optimiser``.
         quality: what was asked for; then the number of steps at full resolution follows the size of the grid, too.
         smoothness: weight of the diffusion in the energy, which is local NCC loss + smoothness x diffusion.
@@ -166,7 +167,7 @@ class Refinement:
         greedy, steps = self.steps_on(shape), self.levels
         for left_out in range(len(steps)):
             levels = Multilevel(greedy, steps[left_out:])
-            if min(levels.coarsest(shape)) >= greedy.window:
+            if min(levels.coarsest(shape)) >= max(greedy.window, COARSEST if self.by_size else 0):
                 return levels
         return None
 
