@@ -81,9 +81,9 @@ def test_two_folders_and_companions(
     assert (code, err) == (0, "")
     for number in range(5):
         record = json.loads((tmp_path / f"out/s{number}_to_s{number}.json").read_text())
-        assert record["inputs"]["fixed"]["path"] == str(fixed / f"s{number}.nii.gz")
-        assert record["inputs"]["moving"]["path"] == str(images / f"s{number}.nii.gz")
-        assert record["inputs"]["moving_labels"]["path"] == str(tmp_path / f"labels/s{number}.nii.gz")
+        assert record["inputs"]["fixed"]["path"] == f"../fixed/s{number}.nii.gz"
+        assert record["inputs"]["moving"]["path"] == f"../images/s{number}.nii.gz"
+        assert record["inputs"]["moving_labels"]["path"] == f"../labels/s{number}.nii.gz"
         assert (tmp_path / f"out/s{number}_to_s{number}_warped_labels.nii.gz").exists()
     (fixed / "s3.nii.gz").unlink()
     code, _, err = run_cli([*arguments, "--overwrite"])

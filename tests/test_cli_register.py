@@ -17,6 +17,8 @@ import onnxruntime
 import pytest
 import SimpleITK as sitk
 
+from ofg_deploy.locations import portable_command
+
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
@@ -339,7 +341,9 @@ def test_what_is_chosen_and_written_is_said(given, run_cli):
     for name in snapshot(given.out):
         assert str(given.out / name) in out
     assert all(line.startswith("ofg: warning: ") for line in err.splitlines())
-    assert json.loads((given.out / "mov_to_fix.json").read_text())["command"][1:] == sys.argv[1:]
+    told = json.loads((given.out / "mov_to_fix.json").read_text())["command"]
+    assert told[1:] == portable_command(sys.argv, given.out)[1:]
+    assert str(given.folder) not in " ".join(told)
 
 
 def test_paths_with_spaces_brackets_and_colons_are_only_paths(given, run_cli):

@@ -75,7 +75,7 @@ def test_tables_record_and_picture(listed, run_cli):
     [first, second] = record["pairs"]
     assert (first["transform"], second["transform"]) == ("given", "identity")
     for role, name in GOOD.items():
-        assert first["inputs"][role]["path"] == str(listed / name)
+        assert first["inputs"][role]["path"] == f"../{name}"
         assert first["inputs"][role]["sha256"] == hashlib.sha256((listed / name).read_bytes()).hexdigest()
     assert [s["dice"] for s in first["per_label"]] == [scores[3].dice, scores[7].dice]
     assert set(record["measures"]) == set(table[0]) - {"pair"}

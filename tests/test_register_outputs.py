@@ -15,6 +15,7 @@ import pytest
 
 from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, InputError, UsageError
+from ofg_deploy.locations import portable
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.register import register
@@ -43,7 +44,8 @@ def test_the_sidecar_says_what_was_read_run_and_written(tmp_path, files, tiny_mo
     assert set(record["inputs"]) == set(given)
     for role, path in given.items():
         entry, image = record["inputs"][role], nib.load(path)
-        assert entry["path"] == str(path)
+        assert entry["path"] == portable(path, tmp_path / "out")
+        assert not Path(entry["path"]).is_absolute()
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert entry["shape"] == list(image.shape)
         assert entry["orientation"] == "".join(nib.aff2axcodes(image.affine))

@@ -255,7 +255,7 @@ def test_panels_show_what_their_files_hold(sidecars: dict[str, Path]) -> None:
     shown = {panel.key: panel for panel in panels(registration, one_plane=True)}
     assert list(shown) == ["fixed", "moving", "warped", "checkerboard", "before", "after", "grid", "jacobian", "labels"]
     view, scaled = shown["fixed"].planes[0].view, {}
-    inputs = {role: registration.record["inputs"][role]["path"] for role in ("fixed", "moving")}
+    inputs = {role: registration.file(role) for role in ("fixed", "moving")}
     moving = np.asarray(nib.load(inputs["moving"]).dataobj)
     for role, path, whole in (
         ("fixed", inputs["fixed"], None),

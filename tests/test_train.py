@@ -255,7 +255,7 @@ def test_bad_data_and_options(
 
 def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     pairs = find_tiny_pairs(*subjects)
-    run, _ = run_training(tmp_path / "run", pairs, tiny_config(epochs=1), tmp_path / "cache")
+    run, _ = run_training(tmp_path / "run", pairs, tiny_config(), tmp_path / "cache", epochs=1)
     prepared = prepare_all([*pairs.training, *pairs.validation], EXPECTS, tmp_path / "cache", 1, lambda: None)
     run.check_unchanged(prepared)
     with pytest.raises(InputError, match="images changed"):
