@@ -21,6 +21,7 @@ from ofg_deploy.claims import is_dead, living, place
 from ofg_deploy.errors import InputError
 
 MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LONGEST_NAME = 255  # bytes, on all common file systems
 MAX_ROWS = 10**6  # of a table; in memory a row is many times its bytes
 
@@ -165,6 +166,16 @@ def plainly_named(path: Path) -> Iterator[str]:
 
 def _is_plain(name: str) -> bool:
     return os.fsencode(name) == name.encode("utf-8", "surrogatepass")
+
+
+def cell(text: str) -> str:
+    """A text as a table's cell: one that a spreadsheet would take for a formula gets the quote that it needs there."""
+    return f"'{text}" if text[:1] in FORMULA else text
+
+
+def from_cell(text: str) -> str:
+    """The inverse of ``cell``."""
+    return text[1:] if text[:1] == "'" and text[1:2] in FORMULA and len(text) > 1 else text
 
 
 def to_json(record: Any) -> str:

@@ -65,7 +65,7 @@ def test_tables_record_and_picture(listed, run_cli):
     assert float(table[1]["tre_mean_mm"]) == pytest.approx((np.sqrt(3) + 1) / 2)
     assert table[1]["dice"] == table[1]["dice_before"] == table[0]["dice_before"]
     assert [(r["pair"], r["label"], r["name"]) for r in labels[:2]] == [
-        ("first", "3", "=all the rest"),
+        ("first", "3", "'=all the rest"),
         ("first", "7", "caudate $x$"),
     ]
     assert float(labels[1]["hd95_mm"]) == pytest.approx(scores[7].hd95_mm)

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -313,3 +315,28 @@ def test_small_files_are_files(tmp_path):
         read_json(tmp_path / "deep.json")
     (tmp_path / "list.json").write_text(json.dumps([{"transform": "a\0b"}]))
     assert find_pairs(tmp_path / "list.json", None)[0].transform is not None
+
+
+THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+from ofg_deploy.geometry import Grid
+from ofg_deploy.transform.itk import read_composite, save_composite
+grid = Grid((9, 10, 11), np.diag([2.0, 2.1, 2.2, 1.0]))
+def once(number):
+    path = Path(sys.argv[1], f"{number}.h5")
+    field = np.full((3, *grid.shape), number, np.float32)
+    save_composite(path, field, grid, np.eye(4))
+    found = read_composite(path)[0].field
+    assert np.allclose(np.abs(found), number), number
+with ThreadPoolExecutor(6) as pool:
+    list(pool.map(once, range(120)))
+"""
+
+
+def test_composites_of_several_threads(tmp_path):
+    """HDF5 is for one thread; a batch that wrote them at once was killed, or lost a pair, every few runs."""
+    done = subprocess.run([sys.executable, "-c", THREADS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

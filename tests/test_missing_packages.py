@@ -51,13 +51,11 @@ main()
             "cpu",
         ),
         (["openvino"], ["register", "a.nii", "b.nii", "-m", "MODEL", "-o", "OUT", "--runtime", "openvino"], "openvino"),
-        (["SimpleITK"], ["apply", "a.nii", "-r", "a.nii", "-t", "t.mat", "-o", "OUT.nii"], "ofg-deploy"),
     ],
 )
 def test_every_verb_says_which_extra(tmp_path, files, tiny_model, absent, arguments, extra) -> None:
     (tmp_path / "best.pt").write_bytes(b"x")
     (tmp_path / "a.nii").write_bytes(b"x")
-    (tmp_path / "t.mat").write_bytes(b"x")
     line = [str(tiny_model().path) if word == "MODEL" else word for word in arguments]
     if absent == ["SimpleITK"]:
         line = [str(files[0]) if word == "a.nii" else word for word in line]

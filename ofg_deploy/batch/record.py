@@ -19,7 +19,7 @@ from ofg_deploy.batch.work import Outcome, Status
 from ofg_deploy.claims import held
 from ofg_deploy.errors import InputError
 from ofg_deploy.locations import portable, portable_command
-from ofg_deploy.outputs import sweep, to_json, write_bytes
+from ofg_deploy.outputs import cell, sweep, to_json, write_bytes
 
 SCHEMA = 1
 EVERY_S = 10.0  # a record of a thousand pairs is not written anew after each of them
@@ -108,7 +108,7 @@ class Record:
             table = io.StringIO()
             rows = csv.writer(table, lineterminator="\n")
             rows.writerow(("pair", "error", "exit_code"))
-            rows.writerows((outcome.name, outcome.error, outcome.exit_code) for outcome in self.failed)
+            rows.writerows((cell(o.name), cell(str(o.error)), o.exit_code) for o in self.failed)
             # Bytes of a file name that are no text are shown as such.
             write_bytes(self.failures_path, table.getvalue().encode("utf-8", "backslashreplace"))
         else:

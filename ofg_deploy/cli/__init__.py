@@ -32,6 +32,7 @@ from ofg_deploy.cli import (  # noqa: F401
     train,
 )
 from ofg_deploy.cli.app import app
+from ofg_deploy.cli.safe_output import safe_output
 from ofg_deploy.errors import InputError, Interrupted, OfgError, without_addresses
 from ofg_deploy.extras import explained
 
@@ -46,6 +47,11 @@ def main() -> None:
     # The interpreter's last look for cycles would go through all that numba keeps, a quarter of a second, and free
     # nothing that does not go with the process.
     atexit.register(gc.freeze)
+    with safe_output():
+        _run()
+
+
+def _run() -> NoReturn:
     try:
         code = app(prog_name="ofg", standalone_mode=False)
     except OfgError as error:

@@ -16,7 +16,7 @@ from ofg_deploy import __version__
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.locations import portable, portable_command
-from ofg_deploy.outputs import staged, to_json
+from ofg_deploy.outputs import cell, staged, to_json
 from ofg_deploy.transform.tables import PointsFrame
 
 SCHEMA = 1
@@ -152,5 +152,5 @@ def _table(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
     return text.getvalue().encode("utf-8", "backslashreplace")  # bytes of a name that are no text are shown as such

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import parse_json, read_csv, read_text
+from ofg_deploy.outputs import from_cell, parse_json, read_csv, read_text
 from ofg_deploy.pair_list import called
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import Failure
@@ -70,4 +70,4 @@ def _failures(path: Path) -> list[Failure]:
     if not {"pair", "error"} <= set(header):
         raise InputError(f"{path} is no table of ofg register, with columns pair and error")
     name, error = header.index("pair"), header.index("error")
-    return [Failure(row[name], row[error]) for row in rows]
+    return [Failure(from_cell(row[name]), from_cell(row[error])) for row in rows]

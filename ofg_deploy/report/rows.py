@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ofg_deploy.errors import InputError
+from ofg_deploy.outputs import cell
 from ofg_deploy.report.limits import Limits
 from ofg_deploy.report.measures import JUDGED, MEASURES
 from ofg_deploy.report.outliers import scores
@@ -147,4 +148,4 @@ def _cell(text: str) -> str:
     """A file name may hold what ends a cell or a line."""
     for raw, shown in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(raw, shown)
-    return text or "n/a"
+    return cell(text) or "n/a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ofg_deploy.transform.spline import SplineMap
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+_HDF5 = threading.Lock()  # the library is for one thread, and SimpleITK lets others run meanwhile
 AFFINE_ENDINGS = (".mat", ".txt", ".tfm")
 COMPOSITE_ENDINGS = (".h5", ".hdf5")
 MATRICES = ("AffineTransform", "MatrixOffsetTransformBase", "Rigid3DTransform", "CenteredAffineTransform")
@@ -174,7 +176,8 @@ def _by_itk(listed: Listed, path: Path) -> sitk.Transform:
             "FixedParameters: {}\n".format(listed.kind, *numbers)
         )
         try:
-            return sitk.ReadTransform(str(clean))
+            with _HDF5:
+                return sitk.ReadTransform(str(clean))
         except RuntimeError as error:  # a versor that is longer than 1
             raise InputError(f"{path} cannot be read as an ITK transform: its {listed.kind} is not one") from error
 
@@ -210,7 +213,7 @@ def _read(path: Path) -> sitk.Transform:
     import SimpleITK as sitk
 
     try:
-        with plainly_named(path) as named:
+        with plainly_named(path) as named, _HDF5:
             transform = sitk.ReadTransform(named)
     # The second where its complaint quotes bytes that are not text, the others for classes that SimpleITK lacks.
     except (RuntimeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -224,7 +227,7 @@ def _write(transform: sitk.Transform, path: Path) -> None:
     import SimpleITK as sitk
 
     try:
-        with plainly_named(path) as named:
+        with plainly_named(path) as named, _HDF5:
             sitk.WriteTransform(transform, named)
     except RuntimeError as error:  # what SimpleITK makes of a full disk
         raise OSError(f"{path.name} could not be written") from error
