@@ -132,12 +132,14 @@ def living(folder: Path) -> int | None:
     """Mark a folder of unfinished files as in use until the handle is closed, at the latest by the process' end."""
     if fcntl is None:
         return None
+    unlocked = folder / f"{ALIVE}-unlocked"
     try:
-        handle = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
         return None
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.replace(folder / ALIVE)  # only now: a mark that is there and not locked means a dead process
     return handle
 
 

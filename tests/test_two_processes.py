@@ -62,7 +62,11 @@ def race(folder: Path, rounds: int, how: str, before: str = "") -> list[set[int]
         subprocess.Popen([*line, str(me), str(rounds), how], stdout=subprocess.PIPE, text=True, env=environment)
         for me in range(3)
     ]
-    told = [process.communicate(timeout=120)[0] for process in started]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:  # one that failed leaves the others waiting
+            process.kill()
     assert [process.returncode for process in started] == [0, 0, 0]
     return [set(map(int, line.split())) for line in told]
 
@@ -108,6 +112,24 @@ def test_registrations_at_once(tmp_path, files, tiny_model) -> None:
     assert record["model"]["sha256"] == read_model(models[winner]).sha256
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"mov_to_fix.json", *record["outputs"].values()}
+
+
+def test_a_folder_in_use_never_looks_dead(tmp_path, monkeypatch) -> None:
+    """Not even to a process that looks just before its mark is locked."""
+    lock, seen = claims.fcntl.flock, []
+
+    def look_then_lock(handle: int, how: int) -> None:
+        if not seen:
+            seen.append(None)
+            seen[0] = claims.is_dead(tmp_path)
+        lock(handle, how)
+
+    monkeypatch.setattr(claims.fcntl, "flock", look_then_lock)
+    handle = claims.living(tmp_path)
+    assert seen == [False]
+    assert not claims.is_dead(tmp_path)
+    os.close(handle)
+    assert claims.is_dead(tmp_path)
 
 
 def test_a_name_taken_meanwhile_undoes_all(tmp_path) -> None:
