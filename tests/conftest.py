@@ -5,6 +5,7 @@ Nothing here calls the code under test except to make a model file (contract and
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+import ofg_deploy.cli  # noqa: F401 - for what it does to the environment, undone below
 from ofg_deploy.geometry import Grid
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, seal
 from ofg_deploy.preprocess import Intensity, NetworkInput
@@ -28,15 +30,27 @@ from ofg_deploy.preprocess import Intensity, NetworkInput
 if TYPE_CHECKING:
     from ofg_deploy.serve.engine import Engine
 
+LOCALE = locale.setlocale(locale.LC_CTYPE)
+
 # Small volumes: more threads cost more than they save, above all beside other work. Read when torch is first loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Models that somebody added on this machine would be chosen by -m auto; there is no such folder.
 os.environ["OFG_MODELS"] = str(Path(__file__).with_name("no-models"))
 
+# The command line sets it for the processes that it starts; tests also start scripts that import their neighbours.
+os.environ.pop("PYTHONSAFEPATH", None)
+
 # A script's background job starts with Ctrl-C ignored, which this process and what it starts would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def locale_as_started() -> None:
+    """A library that some tests load sets the C locale, and what processes say would be read as ASCII."""
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
+
 
 WORLD_AXES = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 

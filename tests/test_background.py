@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -184,7 +185,8 @@ def test_refinement_sees_a_bright_background_as_it_sees_a_dark_one(make_grid, wo
         PreparedPair(unit, other, grid, np.eye(4), 1.0, 0.0),
         PreparedPair(1 - unit, 1 - other, grid, np.eye(4), 1.0, 0.0, empty=(1.0, 1.0)),
     ):
-        refined = _refine(job, field, pair, Clock())
+        steps_on = SimpleNamespace(job=job, pair=pair, clock=Clock(), expects=SimpleNamespace(spacing_mm=(4, 4, 4)))
+        refined = _refine(steps_on, field)
         assert refined is not None
         found.append(refined.field)
     assert np.abs(found[0]).max() > 0.2

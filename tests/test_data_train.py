@@ -24,6 +24,7 @@ from ofg_deploy.train.recipes import RECIPES, Options, check_pairing, resolve
 
 QUICK = ["--epochs", 1, "--steps-per-epoch", 1, "--guidance-steps", 1, "--ncc-window", 3, "--threads", 1]
 QUICK += ["--workers", 1, "--init", "none"]
+ALL = ["--steps-per-epoch", 12]  # enough that training sees every pair: others are not even read
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_folder_to_run(ofg: Callable[..., tuple[int, str, str]], tmp_path: Path)
     record["labels"] = {"2": "core"}
     record["plan"]["grid"] = [48, 16, 32]  # to see that the plan is what training takes
     path.write_text(json.dumps(record))
-    code, _, err = ofg("train", path, "-o", tmp_path / "run", *QUICK, "--two-way", "--intensity", "minmax")
+    code, _, err = ofg("train", path, "-o", tmp_path / "run", *QUICK, "--two-way", "--intensity", "minmax", *ALL)
     assert code == 0, err
     run = json.loads((tmp_path / "run/config.json").read_text())
     assert run["config"]["expects"]["shape"] == [48, 16, 32]
@@ -141,7 +142,7 @@ def test_folder_to_run(ofg: Callable[..., tuple[int, str, str]], tmp_path: Path)
 def test_recipe_is_what_the_run_records(ofg: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     layouts.make_ixi(tmp_path / "IXI_data", 2)
     assert ofg("data", "ixi", tmp_path / "IXI_data", tmp_path / "set")[0] == 0
-    arguments = ["train", tmp_path / "set", "-o", tmp_path / "run", *QUICK, "--recipe"]
+    arguments = ["train", tmp_path / "set", "-o", tmp_path / "run", *QUICK, *ALL, "--recipe"]
     code, _, err = ofg(*arguments, "oasis", "--grid", 16, 16, 16)
     assert code == 2
     assert "another recipe" in err
@@ -190,7 +191,7 @@ def test_bad_scans_are_named_or_left_out(ofg: Callable[..., tuple[int, str, str]
     assert "left out: 3 of 9" in out
     dataset = read_dataset(tmp_path / "set/dataset.json")
     assert {s.id for s in dataset.subjects()} == {"s1", *(f"s{n}" for n in range(4, 9))}
-    again = ["train", tmp_path / "set", "-o", tmp_path / "run", *QUICK]
+    again = ["train", tmp_path / "set", "-o", tmp_path / "run", *QUICK, *ALL]
     code, _, err = ofg(*again)
     assert code == 3
     assert "s1.nii.gz is truncated" in err

@@ -241,6 +241,7 @@ def test_the_command_records_the_frame_and_validates_as_it_will_register(tmp_pat
     record = json.loads((tmp_path / "run/config.json").read_text())
     frame = record["config"]["frame"]
     pairs = find_pairs(images, None, 6, 0)
+    frame = str((tmp_path / "run" / frame).resolve())
     assert frame in {str(p.fixed) for p in pairs.training} | {str(p.moving) for p in pairs.training}
     cache = tmp_path / "run/cache"
     expects = TrainConfig.from_record(record["config"]).expects

@@ -20,7 +20,7 @@ from ofg_deploy.errors import ParityError
 from ofg_deploy.export.engine import EngineJob, PublishedEngine, write_engine
 from ofg_deploy.export.form import GraphForm, choose_form, compare_elsewhere, elsewhere, largest_warp_error, runnable
 from ofg_deploy.export.parity import Parity, Predict, Reference, Tolerance
-from ofg_deploy.export.precision import Attempt, Gate
+from ofg_deploy.export.precision import SCOPES, Attempt, Gate
 from ofg_deploy.export.source import ExportSource
 from ofg_deploy.export.topology import topology, weights
 from ofg_deploy.export.velocity import name_velocity
@@ -195,7 +195,10 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
 
 
 def without_origins(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about each part: lines and paths of the Python files of the machine it ran on."""
+    """Drop what the exporter notes about each part: lines and paths of the Python files of the machine it ran on.
+
+    The names of a node's modules stay: by them a lower precision keeps whole layers in float32.
+    """
     graphs = [model.graph]
     for part in (model, *model.functions):
         part.doc_string = ""
@@ -206,7 +209,9 @@ def without_origins(model: onnx.ModelProto) -> None:
         del graph.metadata_props[:]
         for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
             part.doc_string = ""
+            scopes = [entry for entry in part.metadata_props if entry.key == SCOPES]
             del part.metadata_props[:]
+            part.metadata_props.extend(scopes)
         for node in graph.node:
             graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
             for attribute in node.attribute:
