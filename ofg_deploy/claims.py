@@ -139,7 +139,7 @@ def living(folder: Path) -> int | None:
         return None
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unlocked.replace(folder / ALIVE)  # only now: a mark that is there and not locked means a dead process
+        unlocked.rename(folder / ALIVE)  # only now: a mark that is there and not locked means a dead process
     return handle
 
 

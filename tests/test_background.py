@@ -185,8 +185,10 @@ def test_refinement_sees_a_bright_background_as_it_sees_a_dark_one(make_grid, wo
         PreparedPair(unit, other, grid, np.eye(4), 1.0, 0.0),
         PreparedPair(1 - unit, 1 - other, grid, np.eye(4), 1.0, 0.0, empty=(1.0, 1.0)),
     ):
-        steps_on = SimpleNamespace(job=job, pair=pair, clock=Clock(), expects=SimpleNamespace(spacing_mm=(4, 4, 4)))
-        refined = _refine(steps_on, field)
+        all_of_it = SimpleNamespace(grid=grid)
+        prepared = SimpleNamespace(job=job, pair=pair, clock=Clock(), moving=all_of_it, fixed=all_of_it)
+        prepared.expects = SimpleNamespace(spacing_mm=(4, 4, 4))
+        refined = _refine(prepared, field)
         assert refined is not None
         found.append(refined.field)
     assert np.abs(found[0]).max() > 0.2

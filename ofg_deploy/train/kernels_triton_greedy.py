@@ -41,10 +41,10 @@ def refine(options: Greedy, field: torch.Tensor, moving: torch.Tensor, fixed: to
         (3, X, Y, Z) refined field.
 
     Raises:
-        UsageError: a ``structure`` threshold, which only the compiled steps know.
+        UsageError: ``blind`` steps, which only the compiled kernels know.
     """
-    if options.structure:
-        raise UsageError("greedy steps with a structure threshold run on the CPU only")
+    if options.blind:
+        raise UsageError("greedy steps blind to the scale of intensities run on the CPU only")
     shape, n, half = moving.shape, moving.numel(), options.window // 2
     moving, fixed, here = moving.contiguous(), fixed.contiguous(), field.clone(memory_format=torch.contiguous_format)
     slope, warped = torch.empty_like(here), torch.empty_like(moving)
