@@ -16,8 +16,17 @@ Every message is one line: what was given, what was expected, what to do.
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)|(?<=\w)\(0x[0-9a-fA-F]+\)")  # <... at 0x7f1c>, ITK's Name(0x5581)
+
+
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What ``zipfile`` raises for an archive that is truncated, damaged, encrypted, or packed in a way it does not know."""
+
+DAMAGED = (*DAMAGED_ZIP, OSError, ValueError)
+"""What reading such an .npz or checkpoint leads to."""
 
 
 class OfgError(Exception):

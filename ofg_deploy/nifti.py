@@ -234,7 +234,10 @@ def check_real(nifti: NiftiFile) -> None:
     """Raises InputError for colours, complex and other numbers that no interpolation takes."""
     on_disk = nifti.on_disk
     if on_disk.fields is not None or on_disk.kind not in "iuf":
-        raise InputError(f"{nifti.path} has voxels of type {on_disk}: one real number a voxel is needed (a component)")
+        raise InputError(
+            f"{nifti.path} has voxels of type {on_disk}, one real number a voxel is needed: save one component as "
+            "an image of its own"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -340,3 +340,14 @@ def test_composites_of_several_threads(tmp_path):
     """HDF5 is for one thread; a batch that wrote them at once was killed, or lost a pair, every few runs."""
     done = subprocess.run([sys.executable, "-c", THREADS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_encrypted_archive_is_one_line(tmp_path, grid) -> None:
+    path = tmp_path / "field.npz"
+    np.savez(path, vol=np.zeros((3, *grid.shape), np.float32))
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the file's own entry, and that of the directory
+        content[content.index(mark) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"field\.npz cannot be read as a VoxelMorph field .*encrypted"):
+        load_map(path, "voxelmorph", grid, grid)

@@ -40,7 +40,7 @@ def bench(
     plot: Annotated[Optional[Path], typer.Option(help="Table: also draw speed against error here (.png).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Zero-overhead proof: same graph and latency with and without guidance, next to optimising at test time.
+    """Compare models: graph and latency with and without guidance, next to optimising each pair at test time.
 
     With any option marked "Table": runtimes and precisions of one network, accuracy beside speed.
     """

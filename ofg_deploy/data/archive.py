@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import DAMAGED_ZIP, InputError
 from ofg_deploy.outputs import staged
 
 MAX_FILES = 100_000
@@ -40,7 +39,7 @@ def extract(source: Path, folder: Path, each: Each, since: float = float("inf"))
                 raise InputError(f"{source} needs more space than there is in {folder}")
             for info in each(wanted):
                 _extract(archive, info, folder / info.filename, since)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED_ZIP as error:
         raise InputError(f"{source} is not a readable zip (truncated, damaged or encrypted): {error}") from error
     except OSError as error:
         raise InputError(f"{source} cannot be extracted: {error.strerror or error}") from error

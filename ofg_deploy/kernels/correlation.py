@@ -5,7 +5,8 @@ known in both images; what is unknown, as beyond a field of view, is NaN. The fl
 images, so an image times any factor, plus any constant, has the same local NCC: nothing in it is absolute. Unlike in
 ``local_ncc``, the published form that training follows, an edge of the field of view is no edge of the anatomy.
 
-Sums are double precision, as there. Only two kinds of volume are stored: the images, and three weights per voxel.
+Sums are double precision, as there. Small functions stand here as in that file, because numba would not notice a change
+in another one (``compiled``). Only two kinds of volume are stored: the images, and three weights per voxel.
 """
 
 from __future__ import annotations

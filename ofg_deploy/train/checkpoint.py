@@ -7,7 +7,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import DAMAGED, InputError
 from ofg_deploy.model_file import read_network_input
 from ofg_deploy.outputs import write_bytes
 from ofg_deploy.preprocess import NetworkInput
@@ -151,7 +150,7 @@ def _check_archive(path: Path) -> None:
                 bad = archive.testzip()
                 if bad:
                     raise InputError(f"{damaged} ({bad} differs from its checksum)")
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{damaged} ({' '.join(str(error).split())[:80]})") from error

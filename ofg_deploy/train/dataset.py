@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from ofg_deploy.child import apart
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
 from ofg_deploy.data.plan import plan_grid as plan_for
 from ofg_deploy.data.scans import bad_scans, describe
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import DAMAGED, InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.image_folder import counterpart, look_into
 from ofg_deploy.locations import located, portable
@@ -41,8 +40,6 @@ from ofg_deploy.train.starts import align_with_frame, composed, images_of, start
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 CACHE_VERSION = 5  # raise it when preparation changes its result or what is kept of it
 MAX_VALIDATION_PAIRS = 20
-# What reading a damaged .npz leads to.
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
 

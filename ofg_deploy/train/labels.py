@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy import metrics
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import DAMAGED, InputError
 from ofg_deploy.field import Field, resample, sample
 from ofg_deploy.geometry import Grid, lattice, transform_points
 from ofg_deploy.nifti import Volume, load_labels
 from ofg_deploy.outputs import staged
 from ofg_deploy.preprocess import PreparedPair
-from ofg_deploy.train.dataset import DAMAGED, PairFiles, file_digest, load_cached
+from ofg_deploy.train.dataset import PairFiles, file_digest, load_cached
 
 Labels = npt.NDArray[np.int32]
 

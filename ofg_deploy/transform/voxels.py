@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import GeometryError, InputError
+from ofg_deploy.errors import DAMAGED, GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Grid, Shape, same_grid
 from ofg_deploy.nifti import load_space, load_vectors
@@ -83,5 +82,7 @@ def _load_numpy(path: Path, max_voxels: int) -> npt.NDArray[Any]:
         with np.load(path, allow_pickle=False) as arrays:
             vol: npt.NDArray[Any] = arrays["vol" if "vol" in arrays or len(arrays.files) != 1 else arrays.files[0]]
             return vol
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except InputError:
+        raise
+    except (*DAMAGED, KeyError) as error:
         raise InputError(f"{path} cannot be read as a VoxelMorph field (.npz with vol): {error}") from error
