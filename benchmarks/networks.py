@@ -33,10 +33,11 @@ from ofg_deploy.nifti import load_labels
 from ofg_deploy.outputs import to_json, write_bytes
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights
-from ofg_deploy.train.dataset import PairFiles, load_cached, prepare_all
+from ofg_deploy.train.dataset import load_cached, prepare_all
 from ofg_deploy.train.devices import launch
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network
+from ofg_deploy.train.pairs import PairFiles
 from ofg_deploy.train.run import Run
 from ofg_deploy.train.validation import predict
 

@@ -26,7 +26,8 @@ from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.child import Child
 from ofg_deploy.nifti import load_image
 from ofg_deploy.preprocess import Intensity, NetworkInput, Start
-from ofg_deploy.train.dataset import PairFiles, prepare_all
+from ofg_deploy.train.dataset import prepare_all
+from ofg_deploy.train.pairs import PairFiles
 from ofg_deploy.transform.dialects import load_map
 
 def answer(connection):

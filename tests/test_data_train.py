@@ -18,8 +18,8 @@ from ofg_deploy.data.plan import Memory, make_plan
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.preprocess import Intensity
-from ofg_deploy.train.dataset import check_pairs, find_pairs
 from ofg_deploy.train.labels import load_label_pair
+from ofg_deploy.train.pairs import check_pairs, find_pairs
 from ofg_deploy.train.recipes import RECIPES, Options, check_pairing, resolve
 
 QUICK = ["--epochs", 1, "--steps-per-epoch", 1, "--guidance-steps", 1, "--ncc-window", 3, "--threads", 1]

@@ -18,7 +18,8 @@ from ofg_deploy.evaluate.pair import evaluate
 from ofg_deploy.evaluate.pairs import Pair
 from ofg_deploy.image_folder import counterpart, look_into
 from ofg_deploy.metrics import dice, hd95_mm
-from ofg_deploy.train.dataset import file_digest, find_pairs
+from ofg_deploy.train.dataset import file_digest
+from ofg_deploy.train.pairs import find_pairs
 
 IMAGES = ("a.nii", "b.nii.gz", "C.NII.GZ", "d.img", "e.Nii")
 

@@ -70,7 +70,7 @@ def test_a_run_that_moved_with_its_images(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs torch")
     from training_runs import tiny_config
 
-    from ofg_deploy.train.dataset import PairFiles, PairList
+    from ofg_deploy.train.pairs import PairFiles, PairList
     from ofg_deploy.train.run import Run
 
     study = tmp_path / "study"

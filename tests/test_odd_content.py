@@ -90,7 +90,8 @@ def test_a_damaged_cache_is_made_again(tmp_path, make_grid, world_image) -> None
     from batches import write_subjects
 
     from ofg_deploy.preprocess import Intensity, NetworkInput
-    from ofg_deploy.train.dataset import PairFiles, appearance, load_cached, misfits, prepare_all
+    from ofg_deploy.train.dataset import appearance, load_cached, misfits, prepare_all
+    from ofg_deploy.train.pairs import PairFiles
 
     paths = sorted(write_subjects(tmp_path / "images", 2, make_grid, world_image).iterdir())
     expects = NetworkInput((16, 16, 16), (4.0, 4.0, 4.0), Intensity("minmax"), "none", "RAS")

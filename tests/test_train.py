@@ -26,19 +26,11 @@ from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import dice, mean
 from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
-from ofg_deploy.train.dataset import (
-    PairFiles,
-    PairList,
-    check_pairs,
-    find_pairs,
-    load_cached,
-    misfits,
-    plan_grid,
-    prepare_all,
-)
+from ofg_deploy.train.dataset import load_cached, misfits, prepare_all
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.guidance import inner_optimiser
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
+from ofg_deploy.train.pairs import PairFiles, PairList, check_pairs, find_pairs, plan_grid
 from ofg_deploy.train.recipes import split_recipes
 from ofg_deploy.train.run import Run
 

@@ -22,7 +22,8 @@ from ofg_deploy.nifti import load_image
 from ofg_deploy.train import dataset, here
 from ofg_deploy.train.budget import Budget, Costs, describe, plan
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairFiles, file_digest, find_pairs, load_cached, prepare_all
+from ofg_deploy.train.dataset import file_digest, load_cached, prepare_all
+from ofg_deploy.train.pairs import PairFiles, find_pairs
 from ofg_deploy.train.starts import choose_frame, start_file
 
 SHORT = ["--epochs", "1", "--steps-per-epoch", "2", "--ncc-window", "5", "--pairs", "2", "--init", "none"]

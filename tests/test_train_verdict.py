@@ -14,7 +14,7 @@ from training_runs import make_subjects, tiny_config
 from ofg_deploy.train import command
 from ofg_deploy.train.budget import rate_for, updates_of
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairFiles, PairList
+from ofg_deploy.train.pairs import PairFiles, PairList
 from ofg_deploy.train.preparing import seen_pairs
 from ofg_deploy.train.run import EpochRecord
 from ofg_deploy.train.validation import Scores

@@ -12,10 +12,11 @@ from ofg_deploy.nifti import save_volume
 from ofg_deploy.preprocess import Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairList, find_pairs, prepare_all
+from ofg_deploy.train.dataset import prepare_all
 from ofg_deploy.train.devices import launch
 from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
+from ofg_deploy.train.pairs import PairList, find_pairs
 from ofg_deploy.train.run import EpochRecord, Run
 
 EXPECTS = NetworkInput((32, 16, 32), (2.0, 2.5, 2.0), Intensity(), "none")

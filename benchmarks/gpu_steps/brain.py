@@ -156,9 +156,10 @@ def tiny_run(context: Context) -> Path:
     from ofg_deploy.preprocess import Intensity, NetworkInput
     from ofg_deploy.train.batches import TrainingFiles
     from ofg_deploy.train.config import TrainConfig
-    from ofg_deploy.train.dataset import PairFiles, PairList, prepare_all
+    from ofg_deploy.train.dataset import prepare_all
     from ofg_deploy.train.devices import launch
     from ofg_deploy.train.loop import Trainer
+    from ofg_deploy.train.pairs import PairFiles, PairList
     from ofg_deploy.train.run import Run
 
     run = Run(context.work / "tiny")

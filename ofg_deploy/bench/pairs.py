@@ -37,7 +37,7 @@ def find_bench_pairs(given: Path | None, weights: Path | None, expects: NetworkI
     """
     from ofg_deploy.export.parity import synthetic_pair
     from ofg_deploy.export.source import MAX_PARITY_PAIRS, prepare_pairs
-    from ofg_deploy.train.dataset import check_pairs, find_pairs
+    from ofg_deploy.train.pairs import check_pairs, find_pairs
     from ofg_deploy.train.run import Run
 
     if given is not None:

@@ -17,11 +17,12 @@ from ofg_deploy.geometry import Shape
 from ofg_deploy.kernels.integration import Integration
 from ofg_deploy.preprocess import NetworkInput, PreparedPair
 from ofg_deploy.train.checkpoint import Checkpoint, load_checkpoint, load_weights
-from ofg_deploy.train.dataset import PairFiles, PairList, check_pairs, find_pairs, load_cached, prepare_all
+from ofg_deploy.train.dataset import load_cached, prepare_all
 from ofg_deploy.train.labels import dice_of_field, load_label_pair
 from ofg_deploy.train.networks import build_network, fitting_class, network_class, recorded_form
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.vxm_dense import Layout, read_config
+from ofg_deploy.train.pairs import PairFiles, PairList, check_pairs, find_pairs
 from ofg_deploy.train.run import Run
 from ofg_deploy.train.verdict import doubts
 

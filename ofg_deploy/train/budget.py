@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import DEFAULT_PAIRS
+from ofg_deploy.train.pairs import DEFAULT_PAIRS
 
 DEFAULT_NETWORK = "voxelmorph"
 COMPACT = "voxelmorph-half"  # a ninth of the arithmetic, see docs/guidance.md

@@ -23,18 +23,7 @@ from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.batches import TrainingFiles
 from ofg_deploy.train.budget import COMPACT, DEFAULT_NETWORK, Budget, Costs, describe, plan, rate_for, updates_of
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import (
-    DEFAULT_PAIRS,
-    PairList,
-    check_labels,
-    check_pairs,
-    find_dataset,
-    find_pairs,
-    misfits,
-    plan_grid,
-    prepare_all,
-    without_failed,
-)
+from ofg_deploy.train.dataset import misfits, prepare_all
 from ofg_deploy.train.devices import check_bf16_on_cpu, choose_device, first_alone, launch
 from ofg_deploy.train.estimate import check_memory
 from ofg_deploy.train.here import data_in
@@ -42,6 +31,16 @@ from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network, network_class
 from ofg_deploy.train.objective import Objective
+from ofg_deploy.train.pairs import (
+    DEFAULT_PAIRS,
+    PairList,
+    check_labels,
+    check_pairs,
+    find_dataset,
+    find_pairs,
+    plan_grid,
+    without_failed,
+)
 from ofg_deploy.train.preparing import Preparing, seen_pairs
 from ofg_deploy.train.recipes import DEFAULT_INIT, Options, check_pairing, find_recipe, resolve
 from ofg_deploy.train.run import EpochRecord, Run, breakdown

@@ -18,7 +18,8 @@ from ofg_deploy.geometry import Grid, lattice, transform_points
 from ofg_deploy.nifti import Volume, load_labels
 from ofg_deploy.outputs import staged
 from ofg_deploy.preprocess import PreparedPair
-from ofg_deploy.train.dataset import PairFiles, file_digest, load_cached
+from ofg_deploy.train.dataset import file_digest, load_cached
+from ofg_deploy.train.pairs import PairFiles
 
 Labels = npt.NDArray[np.int32]
 

@@ -16,13 +16,14 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.train.batches import TrainingFiles, epoch_items, load_batches, micro_batches
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairList, appearance, load_cached
+from ofg_deploy.train.dataset import appearance, load_cached
 from ofg_deploy.train.devices import check_bf16_on_cpu
 from ofg_deploy.train.estimate import Trial, out_of_memory_explained
 from ofg_deploy.train.labels import load_label_pair
 from ofg_deploy.train.logs import Logs
 from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.objective import Batch, Objective, Terms
+from ofg_deploy.train.pairs import PairList
 from ofg_deploy.train.run import EpochRecord, Run, save_epoch
 from ofg_deploy.train.steady_adam import SteadyAdam
 from ofg_deploy.train.validation import Scores, predict, score_pair

@@ -10,7 +10,7 @@ from ofg_deploy.locations import located, portable
 from ofg_deploy.outputs import read_json, to_json, write_bytes
 from ofg_deploy.train.budget import Budget
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairList
+from ofg_deploy.train.pairs import PairList
 from ofg_deploy.train.run import Run
 
 NAME = "preparing.json"  # beside config.json, which takes its place once every pair is prepared

@@ -20,8 +20,8 @@ from ofg_deploy.locations import located, portable, portable_command
 from ofg_deploy.outputs import check_writable, read_json, staged, to_json, write_bytes
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.dataset import PairList
 from ofg_deploy.train.networks import network_class
+from ofg_deploy.train.pairs import PairList
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ofg_deploy.nifti import load_grid, load_image
 from ofg_deploy.preprocess import Init, Start
 
 if TYPE_CHECKING:
-    from ofg_deploy.train.dataset import PairFiles
+    from ofg_deploy.train.pairs import PairFiles
 
 VERSION = 1  # part of every cache key: raise it when what is composed changes
 COMPOSED: tuple[Init, ...] = ("rigid", "affine")
