@@ -16,7 +16,7 @@ from ofg_deploy.transform import dialects
 
 
 def killing(whole: Any, number: int) -> Any:
-    """``whole``, until the so manieth call is done."""
+    """``whole``, until call ``number`` is done."""
     calls = []
 
     def once(*arguments: Any, **named: Any) -> Any:

@@ -44,8 +44,8 @@ FillOption = Annotated[
 InterpolationOption = Annotated[
     Literal["auto", "linear", "nearest", "genericlabel", "bspline"],
     typer.Option(
-        help="Of the image, in ofg register of --also images; auto: nearest for label maps, linear for others. "
-        "nearest and genericlabel are for label maps."
+        help="How the image (in ofg register: --also images) is resampled; auto: nearest for label maps, linear for "
+        "others. nearest and genericlabel are for label maps."
     ),
 ]
 DeviceOption = Literal["auto", "cpu", "cuda"]

@@ -39,7 +39,9 @@ def apply(
             help="File to write: .nii.gz; of points the ending they came with.",
         ),
     ],
-    image: Annotated[Optional[Path], typer.Argument(help="Image, label map or 4-D series for the reference.")] = None,
+    image: Annotated[
+        Optional[Path], typer.Argument(help="Image, label map or 4-D series to resample on the reference's grid.")
+    ] = None,
     reference: Annotated[Optional[Path], typer.Option("--reference", "-r", help="The result lies on its grid.")] = None,
     interpolation: InterpolationOption = "auto",
     fixed_points: Annotated[

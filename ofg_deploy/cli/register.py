@@ -58,11 +58,15 @@ def register(
         Optional[str],
         typer.Option(
             metavar="none|header|centre|rigid|affine|FILE",
-            help="Alignment to start from, or a linear transform (.mat, .txt, .tfm, .h5, .lta); as trained if absent.",
+            help="Initial alignment, or a file with a linear transform (.mat, .txt, .tfm, .h5, .lta); if absent the "
+            "one that the model was trained with, affine without a model.",
         ),
     ] = None,
-    fixed_mask: Annotated[Optional[Path], typer.Option(help="Where it is 0 the start looks at nothing.")] = None,
-    moving_mask: Annotated[Optional[Path], typer.Option(help="The same on the moving image.")] = None,
+    fixed_mask: Annotated[
+        Optional[Path],
+        typer.Option(help="Mask of the fixed image: the initial alignment ignores voxels where it is 0."),
+    ] = None,
+    moving_mask: Annotated[Optional[Path], typer.Option(help="Mask of the moving image, used in the same way.")] = None,
     moving_labels: Annotated[
         Optional[list[Path]], typer.Option(help="Label map of the moving image, warped too; may be given again.")
     ] = None,

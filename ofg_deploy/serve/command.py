@@ -142,8 +142,8 @@ def apply(job: Application) -> None:
         stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
     for note in record.get("notes", ()):
         console.print(note, soft_wrap=True)
-    order = " then ".join(f"{'inverse of ' if step.inverted else ''}{step.path}" for step in job.steps)
-    console.print(f"a point of the reference meets {order}", soft_wrap=True)
+    order = ", then ".join(f"{'inverse of ' if step.inverted else ''}{step.path}" for step in job.steps)
+    console.print(f"a point of the reference goes through {order}", soft_wrap=True)
     if "direction" in record:
         console.print(
             f"{record['points']} points, {record['direction']} ({record['frame'].upper()} mm)", soft_wrap=True
