@@ -121,9 +121,9 @@ def child(arguments: list[str]) -> None:
     peaks: dict[str, float] = {}
     from contextlib import contextmanager
 
-    from ofg_deploy.serve import command, sidecar
+    from ofg_deploy.serve import command, registration
 
-    plain, opened = sidecar.Clock.__call__, command.open_engine
+    plain, opened = registration.Clock.__call__, command.open_engine
 
     @contextmanager
     def clock(self: Any, stage: str) -> Any:
@@ -140,7 +140,7 @@ def child(arguments: list[str]) -> None:
         peaks["open engine"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return engine
 
-    sidecar.Clock.__call__, command.open_engine = clock, open_engine  # type: ignore[method-assign]
+    registration.Clock.__call__, command.open_engine = clock, open_engine  # type: ignore[method-assign]
     from ofg_deploy.cli import main as ofg
 
     sys.argv = ["ofg", "register", *arguments]

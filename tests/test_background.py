@@ -16,11 +16,10 @@ from ofg_deploy.field import total_displacement_mm
 from ofg_deploy.geometry import Grid, network_grid
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import Intensity, NetworkInput, PreparedPair, prepare_pair
-from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.measures import measure
+from ofg_deploy.serve.options import Options
 from ofg_deploy.serve.refinement import Refinement
-from ofg_deploy.serve.register import _refine
-from ofg_deploy.serve.sidecar import Clock
+from ofg_deploy.serve.registration import Clock, _refine
 
 FAULTS = Path(__file__).resolve().parents[2] / "shared/faults"
 SHAPE = (40, 44, 26)
@@ -179,14 +178,15 @@ def test_refinement_sees_a_bright_background_as_it_sees_a_dark_one(make_grid, wo
     unit = world_image(grid) / 1500
     other = np.roll(unit, 1, axis=0)
     field = np.zeros((3, *grid.shape), np.float32)
-    job = Job(Path("f.nii"), Path("m.nii"), Path("o"), refinement=Refinement.at_most(3, 1))
+    options = Options(refinement=Refinement.at_most(3, 1))
     found = []
     for pair in (
         PreparedPair(unit, other, grid, np.eye(4), 1.0, 0.0),
         PreparedPair(1 - unit, 1 - other, grid, np.eye(4), 1.0, 0.0, empty=(1.0, 1.0)),
     ):
         all_of_it = SimpleNamespace(grid=grid)
-        prepared = SimpleNamespace(job=job, pair=pair, clock=Clock(), moving=all_of_it, fixed=all_of_it)
+        inputs = SimpleNamespace(moving=all_of_it, fixed=all_of_it)
+        prepared = SimpleNamespace(options=options, inputs=inputs, pair=pair, clock=Clock())
         prepared.expects = SimpleNamespace(spacing_mm=(4, 4, 4))
         refined = _refine(prepared, field)
         assert refined is not None

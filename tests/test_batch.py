@@ -231,13 +231,13 @@ def test_resume_takes_no_file_of_another_pair(tmp_path, images, atlas, tiny_mode
 def test_full_disk_stops_with_one_line(tmp_path, images, atlas, tiny_model, run_cli, monkeypatch) -> None:
     whole = work.finish
 
-    def full(prepared, *rest):
-        if prepared.moving.path.name == "s3.nii.gz":
+    def full(job, *rest):
+        if job.moving.name == "s3.nii.gz":
             try:
                 raise OSError(errno.ENOSPC, "No space left on device")
             except OSError as error:
                 raise InputError(f"cannot write into {tmp_path}: {error.strerror}") from error
-        return whole(prepared, *rest)
+        return whole(job, *rest)
 
     monkeypatch.setattr(work, "finish", full)
     arguments = ["register", atlas, images, "-m", tiny_model().path, "-o", tmp_path / "out", "--workers", "1"]

@@ -25,7 +25,8 @@ from ofg_deploy.preprocess import Intensity
 from ofg_deploy.serve.engine import Engine, open_engine
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.refinement import Refinement, refine
-from ofg_deploy.serve.register import Result, register
+from ofg_deploy.serve.register import register
+from ofg_deploy.serve.saving import Saved
 
 SHAPE, SPACING_MM = (30, 26, 35), (2.0, 1.7, 2.3)  # three slabs along no axis alike
 
@@ -90,7 +91,7 @@ class Pair:
     out: Path
     model: Callable[[np.ndarray], Path]
 
-    def register(self, engine: Engine, refinement: Refinement | None, out: str = "out") -> Result:
+    def register(self, engine: Engine, refinement: Refinement | None, out: str = "out") -> Saved:
         return register(Job(self.fixed, self.moving, self.out / out, refinement=refinement), engine)
 
 
@@ -108,7 +109,7 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def written_voxels(result: Result) -> np.ndarray:
+def written_voxels(result: Saved) -> np.ndarray:
     """(3, X, Y, Z) voxels from the transform as SimpleITK reads it: LPS mm on axes along R, A and S."""
     vectors = sitk.GetArrayFromImage(sitk.ReadImage(str(result.outputs["transform"]), sitk.sitkVectorFloat64))
     return (

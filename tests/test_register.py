@@ -19,7 +19,8 @@ from scipy.interpolate import RegularGridInterpolator
 from ofg_deploy.geometry import Grid
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.job import Job
-from ofg_deploy.serve.register import Result, register
+from ofg_deploy.serve.register import register
+from ofg_deploy.serve.saving import Saved
 
 IMAGE_TOLERANCE = 1e-3  # of the intensity range
 CASES = [
@@ -45,7 +46,7 @@ class Case:
     init: str
     field: np.ndarray  # what the network predicts, voxels of its grid
     spacing_mm: tuple[float, float, float]
-    result: Result
+    result: Saved
 
     def read(self, role: str) -> np.ndarray:
         return np.asarray(nib.load(self.result.outputs[role]).dataobj)

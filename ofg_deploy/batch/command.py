@@ -22,7 +22,7 @@ from ofg_deploy.nifti import load_grid
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.serve.command import method
 from ofg_deploy.serve.no_network import NoNetwork, Promise, plan_grid
-from ofg_deploy.serve.register import check_steps
+from ofg_deploy.serve.registration import begin_with
 from ofg_deploy.serve.runtimes import choose
 
 SAID: dict[Status, str] = {"skipped": "done before", "failed": "failed", "pending": "not begun or not finished"}
@@ -171,7 +171,7 @@ def _check(pairs: list[Pair], contract: Promise, resume: bool) -> None:
     """What would go wrong with each pair in turn is said before the first."""
     for pair in pairs:
         job = pair.job
-        init = check_steps(job, contract)
+        init = begin_with(job, contract, job.masked)
         if not resume:
             try:
                 check_writable(list(job.outputs(init).values()), job.overwrite)

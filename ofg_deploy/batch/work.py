@@ -23,7 +23,8 @@ from ofg_deploy.serve.engine import Device, Engine, Runtime
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NoNetwork, Promise, WithoutNetwork
-from ofg_deploy.serve.register import checked, finish, prepare
+from ofg_deploy.serve.register import finish, prepare
+from ofg_deploy.serve.registration import checked
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
@@ -184,7 +185,7 @@ class Worker:
         prepared.clock.seconds |= {"wait": round(max(waited, 0.0), 4), "network": round(seconds, 4)}
         self._go_on()
         try:
-            result = finish(prepared, checked(field, prepared.pair), self.engines.first)
+            result = finish(job, prepared, checked(field, prepared.pair), self.engines.first)
         except InputError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in STOPS:
                 raise NowhereToWrite(str(error)) from error

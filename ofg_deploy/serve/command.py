@@ -15,9 +15,9 @@ from ofg_deploy.serve.engine import Device, Runtime, open_engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NONE
-from ofg_deploy.serve.register import Result
 from ofg_deploy.serve.register import register as register_pair
 from ofg_deploy.serve.runtimes import choose
+from ofg_deploy.serve.saving import Saved
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
@@ -44,7 +44,7 @@ def register(
     rebuild: Rebuild | None = None,
     runtime: Runtime = "auto",
     images: Images | None = None,
-) -> Result:
+) -> Saved:
     """Load the model, register, print. Raises as ``serve.register.register``."""
     # Paths may hold what rich takes for markup or emoji.
     console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
@@ -73,7 +73,7 @@ def register(
     return result
 
 
-def _table(result: Result) -> Table:
+def _table(result: Saved) -> Table:
     """Figures of a registration, one a row."""
     table, figures = Table("measure", "value"), result.sidecar["metrics"]
     if result.sidecar["model"]["network"] == NONE:
@@ -108,7 +108,7 @@ def _table(result: Result) -> Table:
     return table
 
 
-def _notes(result: Result) -> list[str]:
+def _notes(result: Saved) -> list[str]:
     """How each image is filled where that is not 0, and where a label map was found among the others."""
     inputs, found = result.sidecar["inputs"], []
     for role, method in result.sidecar.get("interpolation", {}).items():

@@ -19,7 +19,7 @@ from ofg_deploy.transform.inverse import InverseMap
 from ofg_deploy.transform.landmarks import Landmarks, match
 from ofg_deploy.transform.maps import FieldMap
 from ofg_deploy.transform.points import CarriedPoints, Points, carry, load_points, save_points
-from ofg_deploy.transform.resample import at
+from ofg_deploy.transform.resample import Interpolation, at
 from ofg_deploy.transform.source import Source, open_source
 
 
@@ -27,13 +27,33 @@ from ofg_deploy.transform.source import Source, open_source
 class Companions:
     """As read; none of them has moved yet."""
 
-    labels: tuple[Volume, ...]
-    channels: tuple[Source, ...]
-    fixed_labels: Volume | None
-    fixed_mask: Volume | None
-    moving_mask: Volume | None
-    fixed_points: Points | None
-    moving_points: Points | None
+    labels: tuple[Volume, ...] = ()
+    channels: tuple[Source, ...] = ()
+    fixed_labels: Volume | None = None
+    fixed_mask: Volume | None = None
+    moving_mask: Volume | None = None
+    fixed_points: Points | None = None
+    moving_points: Points | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether one of the images has a mask."""
+        return self.fixed_mask is not None or self.moving_mask is not None
+
+    def check(self, fixed: Volume, moving: Volume) -> Companions:
+        """These, unless a label map or a mask is unusable.
+
+        Raises:
+            GeometryError: one on another grid than its image. InputError: a mask without a voxel that counts.
+        """
+        for image, maps in ((fixed, (self.fixed_labels, self.fixed_mask)), (moving, (*self.labels, self.moving_mask))):
+            for volume in maps:
+                if volume is not None:
+                    _check_on_grid(volume, image)
+        for mask in (self.fixed_mask, self.moving_mask):
+            if mask is not None and not mask.data.any():
+                raise InputError(f"{mask.path} is 0 everywhere: a mask is needed that marks what counts")
+        return self
 
     def landmarks(self) -> tuple[Landmarks | None, str | None]:
         """Both tables as corresponding points; or why they are not, where both were given."""
@@ -114,28 +134,26 @@ def load(job: Job, fixed: Volume, moving: Volume, images: Images) -> Companions:
         GeometryError: a label map or mask on another grid than its image. InputError: files that cannot be used.
     """
 
-    def labels(path: Path | None, image: Volume) -> Volume | None:
-        return _on_grid(images.labels(path, job.max_voxels), image) if path else None
+    def labels(path: Path | None) -> Volume | None:
+        return images.labels(path, job.max_voxels) if path else None
 
-    found = Companions(
-        tuple(_on_grid(images.labels(path, job.max_voxels), moving) for path in job.moving_labels),
+    return Companions(
+        tuple(images.labels(path, job.max_voxels) for path in job.moving_labels),
         tuple(
             open_source(path, job.interpolation, job.fill, job.max_voxels, images.channel, images.labels)
             for path in job.also
         ),
-        labels(job.fixed_labels, fixed),
-        labels(job.fixed_mask, fixed),
-        labels(job.moving_mask, moving),
+        labels(job.fixed_labels),
+        labels(job.fixed_mask),
+        labels(job.moving_mask),
         load_points(job.fixed_points, job.points_frame) if job.fixed_points else None,
         load_points(job.moving_points, job.points_frame) if job.moving_points else None,
-    )
-    for mask in (found.fixed_mask, found.moving_mask):
-        if mask is not None and not mask.data.any():
-            raise InputError(f"{mask.path} is 0 everywhere: a mask is needed that marks what counts")
-    return found
+    ).check(fixed, moving)
 
 
-def move(companions: Companions, job: Job, fixed: Volume, forward: FieldMap, affine: Matrix) -> Moved:
+def move(
+    companions: Companions, label_interpolation: Interpolation, fixed: Volume, forward: FieldMap, affine: Matrix
+) -> Moved:
     """Labels onto the fixed grid, images and series when they are written, one interpolation each; points to the
     other side.
 
@@ -147,7 +165,7 @@ def move(companions: Companions, job: Job, fixed: Volume, forward: FieldMap, aff
     if companions.labels or companions.channels:
         points = transform_points(fixed.grid.world_from_vox, lattice(fixed.grid.shape)) + forward.field
         for number, volume in enumerate(companions.labels, start=1):
-            volumes[numbered("warped_labels", number)] = at(volume, points, job.label_interpolation, 0)
+            volumes[numbered("warped_labels", number)] = at(volume, points, label_interpolation, 0)
     carried = {}
     if companions.fixed_points:
         carried["fixed_points"] = carry(companions.fixed_points, forward)
@@ -157,10 +175,9 @@ def move(companions: Companions, job: Job, fixed: Volume, forward: FieldMap, aff
     return Moved(volumes, channels, points, carried)
 
 
-def _on_grid(labels: Volume, image: Volume) -> Volume:
+def _check_on_grid(labels: Volume, image: Volume) -> None:
     if not same_grid(labels.grid, image.grid, 0.1):
         raise GeometryError(
             f"{labels.path} {labels.grid.shape} lies on another grid than its image {image.path} "
             f"{image.grid.shape}: resample the labels onto the image first"
         )
-    return labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -52,6 +53,21 @@ class Engine(Protocol):
     def predict(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """(X, Y, Z) twice, 0..1 on the network's grid -> (3, X, Y, Z) float32 voxels."""
         ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine says of itself, for records: the model's contract and digest, runtime and provider."""
+
+    contract: Promise
+    model_sha256: str | None
+    runtime: str
+    provider: str
+
+    @classmethod
+    def of(cls, engine: Engine) -> Served:
+        """As it is now."""
+        return cls(engine.contract, engine.model_sha256, engine.runtime, engine.provider)
 
 
 def check_threads(threads: int) -> None:

@@ -7,53 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.locations import as_paths
-from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.outputs import is_as_written, read_json, unfinished
-from ofg_deploy.preprocess import IMAGE_BASED, Init
+from ofg_deploy.preprocess import Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
-from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
+from ofg_deploy.serve.options import Begin, Options, check_masks
 from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation
-from ofg_deploy.transform.tables import PointsFrame, ending
+from ofg_deploy.transform.tables import ending
 
 DIALECTS: tuple[Dialect, ...] = ("ants", "itk-h5", "fsl", "l2r", "voxelmorph")  # beside itk; the roles of their files
 ONE_FILE = ("fixed_labels", "fixed_mask", "moving_mask", "fixed_points", "moving_points")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to register and where to put it.
+class Job(Options):
+    """What to register, how, and where to put it.
 
     Attributes:
         fixed, moving: NIfTI images.
         out: folder of the outputs, made if needed.
-        init: alignment to start from, or the path of a linear transform; None means as the network was trained.
         moving_labels: label maps on the moving image, warped too.
         fixed_labels: label map on the fixed image; only compared (Dice, HD95) with the first of ``moving_labels``.
-        fill: value of warped images where the map leaves the field of view; None for the background of each image.
-        interpolation: of ``also``; None for ``nearest`` where it is a label map, and ``linear`` otherwise.
+        fixed_mask, moving_mask: label maps on their images; what is 0 there does not count for the start.
+        also: more images in the moving image's space, on any grid, warped like it.
+        fixed_points, moving_points: tables of points, carried to the other image's space.
         overwrite: replace outputs of an earlier run.
         command: recorded in the sidecar.
         field_format: write the transform in this form as well; the one of ITK is always there.
-        refinement: steps on the pair, behind the network or without one; None takes none, unless ``quality`` is given.
-        quality: the same by how much effort is to be taken; what that means depends on the voxels of the grid.
-        similarity: what the steps of ``quality`` follow.
-        threads: of these steps; 0 for as many as are set.
         model_choice: why ``-m auto`` took the model it took, or none; recorded in the sidecar.
-        max_voxels: larger images and label maps are refused before their voxels are read.
-        grid: of the network, for a model that takes several; None means the one it was trained on.
-        fixed_mask, moving_mask: label maps on their images; what is 0 there does not count for the start.
-        label_interpolation: ``nearest`` or ``genericlabel``.
-        also: more images in the moving image's space, on any grid, warped like it.
-        fixed_points, moving_points: tables of points, carried to the other image's space.
-        points_frame: the world of those tables that do not say it themselves; RAS if None.
-        inverse: write the inverse transform on the moving grid too.
 
     Raises:
         UsageError: options that make no sense together, or a ``fill`` that is not a number.
@@ -62,29 +45,17 @@ class Job:
     fixed: Path
     moving: Path
     out: Path
-    init: Init | Path | None = None
     moving_labels: tuple[Path, ...] = ()
     fixed_labels: Path | None = None
-    fill: float | None = None
     overwrite: bool = False
     command: list[str] = field(default_factory=list)
     field_format: Dialect = "itk"
-    refinement: Refinement | None = None
-    quality: Quality | None = None
-    similarity: Similarity = "auto"
-    threads: int = 0
     model_choice: str | None = None
-    max_voxels: int = MAX_VOXELS
-    grid: Shape | None = None
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
-    label_interpolation: Interpolation = "nearest"
     also: tuple[Path, ...] = ()
     fixed_points: Path | None = None
     moving_points: Path | None = None
-    points_frame: PointsFrame | None = None
-    inverse: bool = False
-    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         as_paths(self, ("fixed", "moving", "out", *ONE_FILE, "moving_labels", "also"))
@@ -92,30 +63,21 @@ class Job:
             object.__setattr__(self, "init", parse_init(self.init))
         if self.fixed_labels and not self.moving_labels:
             raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
-        if self.fill is not None and not np.isfinite(self.fill):
-            raise UsageError(f"--fill {self.fill}: a finite number is needed, or auto")
-        if self.label_interpolation not in OF_LABELS:
-            raise UsageError(f"--label-interpolation {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
         if self.field_format == "l2r":
             learn2reg.field_name(self.fixed, self.moving)
+        super().__post_init__()
         if self.init is not None:
-            self.check_masks(self.init)
+            check_masks(self.init, self.masked)
         often = Counter(self.outputs("affine").values()).most_common(1)[0]
         if often[1] > 1:
             raise UsageError(
                 f"{often[1]} outputs would be called {often[0].name}: rename the label maps or --also images"
             )
 
-    def check_masks(self, init: Init | Path) -> None:
-        """Raises UsageError where there is a mask and nothing that it could restrict."""
-        if (self.fixed_mask or self.moving_mask) and init not in IMAGE_BASED:
-            raise UsageError(f"a mask restricts what the start looks at, and --init {init} looks at no voxel: drop it")
-
-    def steps_on(self, spacing_mm: Spacing) -> Refinement | None:
-        """The steps on the pair, on a grid of such voxels; None for none."""
-        if self.quality is None:
-            return self.refinement
-        return Refinement.of_quality(self.quality, self.similarity, spacing_mm, self.threads)
+    @property
+    def masked(self) -> bool:
+        """Whether one of the images has a mask."""
+        return self.fixed_mask is not None or self.moving_mask is not None
 
     def options(self) -> dict[str, Any]:
         """What decides the results beside the inputs, the start and the model; as JSON has it."""
@@ -147,7 +109,7 @@ class Job:
         """All files that are read, the start among them."""
         return [*self.inputs().values(), *([self.init] if isinstance(self.init, Path) else [])]
 
-    def outputs(self, init: Init | Path) -> dict[str, Path]:
+    def outputs(self, init: Begin) -> dict[str, Path]:
         """Final path of each output; the sidecar comes last because it marks the set as complete."""
         absent: dict[str, bool] = {
             "affine": init == "none",
@@ -166,7 +128,7 @@ class Job:
                 every[numbered(kind, number)] = self.out / names.companion(path)
         return {**every, "sidecar": sidecar}
 
-    def obsolete(self, init: Init | Path) -> list[Path]:
+    def obsolete(self, init: Begin) -> list[Path]:
         """Files of earlier registrations of this pair that this one does not write, and that nobody has changed since.
 
         Only what a sidecar of this pair proves: that it was written as it is now. A sidecar that a killed process had
@@ -175,7 +137,7 @@ class Job:
         sidecar, wanted = self._every_output()["sidecar"], set(self.outputs(init).values())
         return sorted({path for each in (sidecar, *unfinished(sidecar)) for path in _proven(each, self.out, wanted)})
 
-    def unproven(self, init: Init | Path) -> list[Path]:
+    def unproven(self, init: Begin) -> list[Path]:
         """Files called as outputs of this pair that are not this job's and that nothing shows to be ours: they stay."""
         if Names(self.fixed, self.moving).by_bids:  # labels of T1w and T2w are called alike: they may be another pair's
             return []

@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy import __version__
-from ofg_deploy.background import Background
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.outputs import sha256_file
-from ofg_deploy.preprocess import Init, NetworkInput, PreparedPair
-from ofg_deploy.serve.companions import Moved
-from ofg_deploy.serve.engine import Engine
+from ofg_deploy.preprocess import NetworkInput, PreparedPair
+from ofg_deploy.serve.engine import Served
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NONE
-from ofg_deploy.serve.refinement import Refined
+from ofg_deploy.serve.options import Begin, GivenMatrix
+from ofg_deploy.serve.registration import Result
 from ofg_deploy.transform.inverse import InverseField
 from ofg_deploy.transform.source import Source
 
 SCHEMA = 1
 
 
-def record(
-    job: Job,
-    init: Init | Path,
-    engine: Engine,
-    expects: NetworkInput,
-    pair: PreparedPair,
-    outputs: dict[str, Path],
-    inputs: dict[str, Volume | Source],
-    numbers: dict[str, Any],
-    seconds: dict[str, float],
-    moved: Moved,
-    inverse: InverseField | None,
-    refined: Refined | None,
-    fill: Background,
-) -> dict[str, Any]:
-    """Its content; ``inputs`` by role as they were read, ``seconds`` by stage, ``fill`` of the warped image."""
-    channels = {role: source for role, source in inputs.items() if isinstance(source, Source)}
-    warnings = [line for volume in inputs.values() for line in volume.warnings] + pair.warnings() + moved.warnings()
-    if inverse and inverse.without_percent:
-        warnings.append(f"the map has no inverse at {inverse.without_percent:.3g} % of the moving voxels it reaches")
-    warnings += refined.warnings() if refined else []
+def record(job: Job, result: Result, outputs: dict[str, Path], numbers: dict[str, Any]) -> dict[str, Any]:
+    """Its content, for a result that ``job`` has written to ``outputs``, with ``numbers`` as its metrics."""
+    prepared, pair, moved, refined = result.prepared, result.prepared.pair, result.moved, result.refined
+    init, served, inputs = prepared.init, result.served, prepared.inputs
+    given: dict[str, Volume | Source] = {"fixed": inputs.fixed, "moving": inputs.moving, **inputs.beside.volumes()}
+    channels = {role: source for role, source in given.items() if isinstance(source, Source)}
+    warnings = result.warnings()
     return {
         "schema": SCHEMA,
         "tool": "ofg_deploy",
@@ -57,22 +39,22 @@ def record(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": portable_command(job.command, job.out),
         "options": job.options(),
-        "inputs": {role: describe(volume, job.out) for role, volume in inputs.items()},
+        "inputs": {role: describe(volume, job.out) for role, volume in given.items()},
         "outputs": {role: path.name for role, path in outputs.items() if role != "sidecar"},
         "transform": {"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},
-        "model": _model(job, engine, expects),
+        "model": _model(job, served, prepared.expects),
         "network_grid": {"shape": pair.grid.shape, "spacing_mm": pair.grid.spacing_mm},
-        "fill": {"moving": fill.record(), **{role: source.fill.record() for role, source in channels.items()}},
+        "fill": {"moving": result.fill.record(), **{role: source.fill.record() for role, source in channels.items()}},
         **({"interpolation": {role: _interpolation(source) for role, source in channels.items()}} if channels else {}),
-        "init": portable(init, job.out) if isinstance(init, Path) else init,
+        "init": _init(init, job.out),
         "start": _start(init, pair, job.out),
-        "runtime": {"name": engine.runtime, "provider": engine.provider, "machine": platform.machine()},
+        "runtime": {"name": served.runtime, "provider": served.provider, "machine": platform.machine()},
         "metrics": numbers,
-        "seconds": seconds,
+        "seconds": prepared.clock.seconds,
         "warnings": warnings,
         **({"refinement": refined.record()} if refined else {}),
         **({"points": moved.record(job.out)} if moved.points else {}),
-        **({"inverse": _inverse(inverse)} if inverse else {}),
+        **({"inverse": _inverse(result.inverse)} if result.inverse else {}),
     }
 
 
@@ -81,15 +63,21 @@ def _interpolation(source: Source) -> dict[str, Any]:
     return {"method": source.interpolation, "found": source.by or None, **series}
 
 
-def _model(job: Job, engine: Engine, expects: NetworkInput) -> dict[str, Any]:
+def _model(job: Job, served: Served, expects: NetworkInput) -> dict[str, Any]:
     """The model's contract; where there is no network, what was planned for the pair in its place."""
-    contract = engine.contract
+    contract = served.contract
     given = asdict(contract) if isinstance(contract, Contract) else {"network": NONE, "expects": asdict(expects)}
     chosen = {"chosen_by": "auto", "reason": job.model_choice} if job.model_choice else {}
-    return {"sha256": engine.model_sha256, **given, **chosen}
+    return {"sha256": served.model_sha256, **given, **chosen}
 
 
-def _start(init: Init | Path, pair: PreparedPair, folder: Path) -> dict[str, Any]:
+def _init(init: Begin, folder: Path) -> str:
+    if isinstance(init, Path):
+        return portable(init, folder)
+    return "matrix" if isinstance(init, GivenMatrix) else init
+
+
+def _start(init: Begin, pair: PreparedPair, folder: Path) -> dict[str, Any]:
     given = {"path": portable(init, folder), "sha256": sha256_file(init)} if isinstance(init, Path) else {}
     found = pair.alignment.record() if pair.alignment else {}
     return {**given, "moving_from_fixed": pair.moving_from_fixed.tolist(), **found}
@@ -114,17 +102,3 @@ def describe(volume: Volume | Source, folder: Path) -> dict[str, Any]:
         "orientation": volume.grid.orientation,
         "world_from_vox": volume.grid.world_from_vox.tolist(),
     }
-
-
-class Clock:
-    """Wall-clock seconds by stage; stages may run beside each other, as measuring and writing do."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Take the time of what is inside under this name."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 4)
