@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,42 @@ FSL_INTENTS = (INTENT_FSL_WARP, 2007, 2008, 2009)  # and its coefficients: cubic
 INTENT_VECTOR = 1007  # the one intent under which ITK, ANTs and nitransforms all read LPS vectors alike
 
 
+class Typed(Protocol):
+    """Voxels of some type, in a file or in memory."""
+
+    @property
+    def path(self) -> Path:
+        """Or a name."""
+
+    @property
+    def on_disk(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+
+
+class Header(Protocol):
+    """What ``space_of`` looks at: a ``NiftiFile``, or the header of an image in memory."""
+
+    @property
+    def path(self) -> Path:
+        """Or a name."""
+
+    @property
+    def header(self) -> Any:
+        """Nibabel's."""
+
+    @property
+    def pixdim(self) -> npt.NDArray[np.float64]:
+        """(8,)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the voxels."""
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What was mended."""
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """A 3-D image or label map in memory.
@@ -39,6 +75,7 @@ class Volume:
         space_code: NIfTI code of the affine used (1 scanner, 2 aligned, 3 Talairach, 4 MNI), copied to outputs.
         warnings: what the header left open, in one line each.
         sha256: of the file's bytes, as they were when it was read; None where nobody looked.
+        in_memory: there is no such file; ``path`` is only a name.
     """
 
     data: npt.NDArray[Any]
@@ -47,6 +84,7 @@ class Volume:
     space_code: int = 1
     warnings: tuple[str, ...] = ()
     sha256: str | None = None
+    in_memory: bool = False
 
 
 def stem(path: Path) -> str:
@@ -70,11 +108,15 @@ def load_image(path: Path | str, max_voxels: int = MAX_VOXELS, constant: bool = 
     check_volume(nifti)
     grid, code, warnings = space_of(nifti)
     voxels, sha256 = nifti.read_hashed(np.dtype(np.float32))
-    data = voxels.reshape(grid.shape, order="F")
+    return Volume(as_image(voxels.reshape(grid.shape, order="F"), path, constant), grid, path, code, warnings, sha256)
+
+
+def as_image(data: npt.NDArray[Any], path: Path, constant: bool = False) -> npt.NDArray[Any]:
+    """The voxels as they are, unless ``load_image`` would refuse them; raises as it does."""
     check_finite(data, path)
     if not constant and data.min() == data.max():
         raise InputError(f"{path} is constant ({data.flat[0]:g} everywhere): there is nothing to register")
-    return Volume(data, grid, path, code, warnings, sha256)
+    return data
 
 
 def check_finite(data: npt.NDArray[Any], path: Path) -> None:
@@ -230,7 +272,7 @@ def check_volume(nifti: NiftiFile) -> None:
     check_real(nifti)
 
 
-def check_real(nifti: NiftiFile) -> None:
+def check_real(nifti: Typed) -> None:
     """Raises InputError for colours, complex and other numbers that no interpolation takes."""
     on_disk = nifti.on_disk
     if on_disk.fields is not None or on_disk.kind not in "iuf":
@@ -267,7 +309,7 @@ class Orientations:
             return float(np.linalg.norm(between, axis=0).max())
 
 
-def orientations(nifti: NiftiFile) -> Orientations:
+def orientations(nifti: Header) -> Orientations:
     """Sform and qform of a header. Raises GeometryError where one is coded and damaged."""
     try:
         with np.errstate(all="ignore"):  # NaN and infinity go on to those who look at the matrices
@@ -287,7 +329,7 @@ def _says_nothing(nifti: NiftiFile) -> bool:
     return all(any(np.allclose(matrix, other, atol=1e-6) for other in unset) for matrix in coded)
 
 
-def check_voxel_sizes(nifti: NiftiFile) -> None:
+def check_voxel_sizes(nifti: Header) -> None:
     """Raises GeometryError unless pixdim, which the qform's axes are as long as, can be voxel sizes."""
     sizes = nifti.pixdim[1:4]
     if not (np.isfinite(sizes) & (sizes > 0)).all():
@@ -322,7 +364,7 @@ def shear_said(grid: Grid) -> str:
     return f"its axes are off right angles: tools built on ITK place it up to {moved:.2f} voxel elsewhere, or refuse it"
 
 
-def space_of(nifti: NiftiFile) -> tuple[Grid, int, tuple[str, ...]]:
+def space_of(nifti: Header) -> tuple[Grid, int, tuple[str, ...]]:
     """Of an open file: its grid, the NIfTI code of the affine and what the header left open. Raises GeometryError."""
     path = nifti.path
     units = int(nifti.header["xyzt_units"]) % 8

@@ -198,7 +198,7 @@ def _check_file(path: Path) -> None:
         allowed = os.access(path, os.R_OK)
     except FileNotFoundError as error:
         dangling = path.is_symlink()
-        raise InputError(f"{path} {'is a link to a file that' if dangling else ''} does not exist") from error
+        raise InputError(f"{path}{' is a link to a file that' if dangling else ''} does not exist") from error
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a NUL
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(kind):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import is_as_written, read_json, sha256_file
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
+from ofg_deploy.version import __version__
 
 
 def is_done(job: Job, engine: Engine) -> bool:

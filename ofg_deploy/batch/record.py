@@ -13,13 +13,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy import __version__
 from ofg_deploy.batch.pairs import Pair, Part
 from ofg_deploy.batch.work import Outcome, Status
 from ofg_deploy.claims import held
 from ofg_deploy.errors import InputError
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import cell, sweep, to_json, write_bytes
+from ofg_deploy.version import __version__
 
 SCHEMA = 1
 EVERY_S = 10.0  # a record of a thousand pairs is not written anew after each of them

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy import __version__
 from ofg_deploy.bench.candidate import Candidate
 from ofg_deploy.bench.models import ModelFile, check_same_network, read_files
 from ofg_deploy.bench.timing import Latency, interleaved, latency
 from ofg_deploy.bench.worker import Worker
 from ofg_deploy.errors import ParityError, UsageError, check_count
 from ofg_deploy.geometry import Shape
+from ofg_deploy.version import __version__
 
 MAX_MODELS = 2
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy import __version__
 from ofg_deploy.bench.candidate import Candidate
 from ofg_deploy.bench.models import check_same_network, read_files
 from ofg_deploy.bench.pairs import BenchPairs, find_bench_pairs
@@ -19,6 +18,7 @@ from ofg_deploy.bench.timing import interleaved, latency
 from ofg_deploy.bench.worker import Worker
 from ofg_deploy.errors import DeviceError, OfgError
 from ofg_deploy.field import Field
+from ofg_deploy.version import __version__
 
 ACCURACY = (
     "field_mm_mean",

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import check_count
 from ofg_deploy.outputs import to_json
+from ofg_deploy.version import __version__
 
 app = typer.Typer(
     name="ofg",

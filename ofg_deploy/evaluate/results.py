@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ofg_deploy import __version__
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import cell, staged, to_json
 from ofg_deploy.transform.tables import PointsFrame
+from ofg_deploy.version import __version__
 
 SCHEMA = 1
 LABEL_COLUMNS = ["pair", "label", "name", "dice", "hd95_mm", "hd95_l2r"]

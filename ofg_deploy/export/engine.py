@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import DeviceError
 from ofg_deploy.export.engine_cache import build_once
 from ofg_deploy.export.parity import Reference, Tolerance, synthetic_pair
@@ -20,6 +19,7 @@ from ofg_deploy.outputs import check_writable, staged
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.engine_file import EngineRecord, record_path
 from ofg_deploy.serve.tensorrt import TensorRTEngine
+from ofg_deploy.version import __version__
 
 NO_GPU = "not compared: built without a GPU, which alone could load it"
 

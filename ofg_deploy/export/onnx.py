@@ -15,7 +15,6 @@ import onnx
 import torch
 from onnxscript import optimizer
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import ParityError
 from ofg_deploy.export.engine import EngineJob, PublishedEngine, write_engine
 from ofg_deploy.export.form import GraphForm, choose_form, compare_elsewhere, elsewhere, largest_warp_error, runnable
@@ -32,6 +31,7 @@ from ofg_deploy.serve.engine_file import SUFFIX, record_path
 from ofg_deploy.train.checkpoint import weights_sha256
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.validation import predict
+from ofg_deploy.version import __version__
 
 MAX_LISTED = 5
 

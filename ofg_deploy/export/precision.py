@@ -11,13 +11,13 @@ from pathlib import Path
 
 import onnx
 
-from ofg_deploy import __version__
 from ofg_deploy.export.casts import LOW, emulate, lower, lowerable
 from ofg_deploy.export.parity import Parity, Reference, compare
 from ofg_deploy.export.quantise import quantise
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, read_model, seal
 from ofg_deploy.preprocess import PreparedPair
 from ofg_deploy.serve.engine import open_engine
+from ofg_deploy.version import __version__
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the module a node came from
 MAX_LAYERS = 24  # parts of a network that are told apart when looking for those that hurt

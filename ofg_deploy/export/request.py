@@ -42,11 +42,12 @@ class BareOptions:
             raise UsageError(f"{', '.join(given)}: these describe a bare checkpoint; {what} knows its own")
 
 
-def find_source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
+def find_source(path: Path, bare: BareOptions, scratch: Path, with_pairs: bool = True) -> ExportSource:
     """The network with its weights, for the grid asked for.
 
     Args:
         scratch: where pairs of a bare checkpoint are prepared.
+        with_pairs: whether the pairs of a run are prepared, to check an export on.
 
     Raises:
         UsageError: something is missing, contradicts the file, or a grid the weights do not take.
@@ -56,7 +57,7 @@ def find_source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
         raise InputError(f"{path} does not exist: give a run folder of ofg train or a checkpoint")
     if path.is_dir():
         replace(bare, grid=None).check_none("a run folder")
-        return from_run(path, lambda: None, bare.grid)
+        return from_run(path, lambda: None, bare.grid, with_pairs)
     own = load_checkpoint(path)
     diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
     if own.config is not None:

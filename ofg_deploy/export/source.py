@@ -52,11 +52,14 @@ class ExportSource:
     remarks: tuple[str, ...] = ()
 
 
-def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = None) -> ExportSource:
+def from_run(
+    folder: Path, advance: Callable[[], None], grid: Shape | None = None, with_pairs: bool = True
+) -> ExportSource:
     """The best checkpoint of a run, and its validation pairs.
 
     Args:
         grid: to export for, at the same spacing, instead of the one it was trained on.
+        with_pairs: prepare the validation pairs; otherwise there are none.
 
     Raises:
         InputError: there is none. UsageError: the network or its weights do not take ``grid``.
@@ -69,7 +72,7 @@ def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = Non
     network = build_network(config.network, expects.shape, form)
     load_weights(network, checkpoint.state, run.best)
     _check_finite(network, run.best)
-    chosen = (pairs.validation or pairs.training)[:MAX_PARITY_PAIRS]
+    chosen = (pairs.validation or pairs.training)[: MAX_PARITY_PAIRS if with_pairs else 0]
     prepared, dice = prepare_pairs(list(chosen), expects, cache, advance)
     where = "validation pairs of the run" if pairs.validation else "training pairs of the run"
     training = list(pairs.training[:MAX_CALIBRATION_PAIRS])

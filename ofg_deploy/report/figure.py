@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from ofg_deploy.report.registration import Registration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def pair_figure(*registrations: Registration) -> bytes:
@@ -21,24 +23,28 @@ def pair_figure(*registrations: Registration) -> bytes:
     Raises:
         InputError: a file of a registration is missing, damaged, or changed since.
     """
-    from matplotlib.figure import Figure
-
-    rows = [panels(registration, one_plane=True) for registration in registrations]
-    columns = min(map(len, rows))
-    width, height = rows[0][0].planes[0].view.size_mm
-    size = (2.3 * columns, (2.2 * height / width + 0.4) * len(rows) + 0.3)
-    figure = Figure(figsize=size, layout="constrained", facecolor=DARK)
-    for line, registration, shown in zip(
-        figure.subplots(len(rows), columns, squeeze=False), registrations, rows, strict=True
-    ):
-        for axes, panel in zip(line, shown, strict=False):
-            _draw(axes, panel, shown[0].planes[0])
-        line[0].set_ylabel(registration.method, color=LIGHT, fontsize=14, fontweight="bold", parse_math=False)
-    for axes, panel in zip(figure.axes, rows[0], strict=False):
-        axes.set_title(panel.title, color=LIGHT, fontsize=14)
     buffer = io.BytesIO()
+    figure = draw([(registration.method, panels(registration, one_plane=True)) for registration in registrations])
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def draw(rows: Sequence[tuple[str, list[Panel]]]) -> Figure:
+    """A figure with a row of panels for each registration, named on the left."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(shown) for _, shown in rows)
+    width, height = rows[0][1][0].planes[0].view.size_mm
+    size = (2.3 * columns, (2.2 * height / width + 0.4) * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained", facecolor=DARK)
+    every = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, shown) in zip(every, rows, strict=True):
+        for axes, panel in zip(line, shown, strict=False):
+            _draw(axes, panel, shown[0].planes[0])
+        line[0].set_ylabel(name, color=LIGHT, fontsize=14, fontweight="bold", parse_math=False)
+    for axes, panel in zip(figure.axes, rows[0][1], strict=False):
+        axes.set_title(panel.title, color=LIGHT, fontsize=14)
+    return figure
 
 
 def _draw(axes: Axes, panel: Panel, fixed: Plane) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import InputError
+from ofg_deploy.geometry import Matrix
 from ofg_deploy.nifti import Volume, load_image, load_labels, load_transform
 from ofg_deploy.report.measures import NONE
 from ofg_deploy.report.png import FIXED, FOLD, MOVING, Index, grey, signed
@@ -57,6 +58,28 @@ class Panel:
     planes: tuple[Plane, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What panels are drawn from.
+
+    Attributes:
+        fixed, moving: as they were registered.
+        warped: (X, Y, Z) on the fixed grid.
+        total: (3, X, Y, Z) RAS mm on the fixed grid, the total map.
+        moving_from_fixed: (4, 4) the initial alignment.
+        numbers: measures by name.
+        labels: the fixed and the warped label map on the fixed grid; None without them.
+    """
+
+    fixed: Volume
+    moving: Volume
+    warped: npt.NDArray[Any]
+    total: npt.NDArray[np.float32]
+    moving_from_fixed: Matrix
+    numbers: Mapping[str, Any]
+    labels: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+
+
 def panels(registration: Registration, one_plane: bool = False, radiological: bool = False) -> list[Panel]:
     """Every panel of a registration, from its files; labels only where there are some.
 
@@ -68,17 +91,27 @@ def panels(registration: Registration, one_plane: bool = False, radiological: bo
         InputError: a file is missing, damaged, or changed since.
     """
     fixed, moving = (load_image(registration.file(role)) for role in ("fixed", "moving"))
-    warped = load_image(registration.file("warped"), constant=True)
-    _check_grid(registration, fixed, warped.data.shape)
-    window, other = Window(fixed.data), Window(moving.data)
-    found = [best_view(fixed, window, radiological)] if one_plane else views(fixed, window, radiological)
+    warped = load_image(registration.file("warped"), constant=True).data
     total = load_transform(registration.file("transform"))[0]
-    _check_grid(registration, fixed, total.shape[1:])
+    labels = None
+    if registration.labelled:
+        first, second = (load_labels(registration.file(role)).data for role in ("fixed_labels", "warped_labels"))
+        labels = first, second
+    for shape in (warped.shape, total.shape[1:], *(data.shape for data in labels or ())):
+        _check_grid(registration, fixed, shape)
+    shown = Shown(fixed, moving, warped, total, registration.moving_from_fixed, registration.numbers, labels)
+    return panels_of(shown, one_plane, radiological)
+
+
+def panels_of(of: Shown, one_plane: bool = False, radiological: bool = False) -> list[Panel]:
+    """As ``panels``, from what is in memory."""
+    fixed, numbers = of.fixed, of.numbers
+    window, other = Window(fixed.data), Window(of.moving.data)
+    found = [best_view(fixed, window, radiological)] if one_plane else views(fixed, window, radiological)
     target = [window(view.cut(fixed.data)) for view in found]
-    start = [other(view.cut_moving(moving)) for view in found]
-    result = [other(view.cut(warped.data)) for view in found]
+    start = [other(view.cut_moving(of.moving)) for view in found]
+    result = [other(view.cut(of.warped)) for view in found]
     boards = [checkerboard(f, w, v.size_mm) for f, w, v in zip(target, result, found, strict=True)]
-    numbers = registration.numbers
 
     def panel(key: str, title: str, note: str, pictures: list[Index]) -> Panel:
         planes = zip(found, pictures, strict=True)
@@ -93,15 +126,15 @@ def panels(registration: Registration, one_plane: bool = False, radiological: bo
     for when, pictures in (("before", start), ("after", result)):
         differences = [signed(p - f) for p, f in zip(pictures, target, strict=True)]
         shown.append(panel(when, f"difference {when}", _note(numbers, f"ncc_{when}", "NCC {:.3f}"), differences))
-    moves = [view.cut_deformation(total, registration.moving_from_fixed) for view in found]
+    moves = [view.cut_deformation(of.total, of.moving_from_fixed) for view in found]
     curves = [(Curve(MOVING, lattice(view, *move)),) for view, move in zip(found, moves, strict=True)]
     note = _note(numbers, "displacement_mm_max", "up to {:.1f} mm")
     shown.append(Panel("grid", "deformation", note, _over(found, curves)))
     note = _note(numbers, "folding_percent", "folding {:.3f} %")
-    jacobians = [jacobian_picture(view.cut_determinant(total)) for view in found]
+    jacobians = [jacobian_picture(view.cut_determinant(of.total)) for view in found]
     shown.append(panel("jacobian", "log Jacobian", note, jacobians))
-    if registration.labelled:
-        shown.append(_labels(registration, fixed, found))
+    if of.labels:
+        shown.append(_labels(of.labels, numbers, found))
     return shown
 
 
@@ -166,10 +199,7 @@ def thumbnail(registration: Registration, side: int, radiological: bool = False)
     return np.concatenate(parts, axis=1), 2 * view.size_mm[0] / view.size_mm[1]
 
 
-def _labels(registration: Registration, fixed: Volume, found: list[View]) -> Panel:
-    maps = [load_labels(registration.file(role)).data for role in ("fixed_labels", "warped_labels")]
-    for data in maps:
-        _check_grid(registration, fixed, data.shape)
+def _labels(maps: tuple[npt.NDArray[Any], npt.NDArray[Any]], numbers: Mapping[str, Any], found: list[View]) -> Panel:
     seen = largest_labels([view.cut(maps[0]) for view in found])
     outlined = seen[:OUTLINED]
     fixed_lines, warped_lines = (
@@ -179,7 +209,6 @@ def _labels(registration: Registration, fixed: Volume, found: list[View]) -> Pan
         (Curve(FIXED, ours), Curve(MOVING, theirs, dashed=True))
         for ours, theirs in zip(fixed_lines, warped_lines, strict=True)
     ]
-    numbers = registration.numbers
     before, after = (_note(numbers, f"dice_{when}", "{:.3f}") for when in ("before", "after"))
     note = f"Dice {before or NONE} → {after or NONE}"
     if len(seen) > OUTLINED:  # more outlines would hide each other
@@ -218,7 +247,7 @@ def _mean(picture: Picture, block: int) -> Picture:
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 
-def _note(numbers: dict[str, float | None], key: str, form: str) -> str:
+def _note(numbers: Mapping[str, Any], key: str, form: str) -> str:
     value = numbers.get(key)
     return "" if value is None else form.format(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from collections.abc import Sequence
 from html import escape
 
@@ -154,3 +155,20 @@ def _steps(tenths: Points) -> str:
     whole = tenths.astype(int)
     first, rest = whole[0], np.diff(whole, axis=0)
     return f"M{first[0]} {first[1]}l" + " ".join(f"{dx} {dy}" for dx, dy in rest)
+
+
+def inline(shown: Sequence[Panel]) -> str:
+    """All panels in a row as HTML for a notebook's cell; nothing in it refers outside, nor to another cell."""
+    identity = f"ofg{secrets.token_hex(4)}"
+    mosaic = Mosaic(identity, shown)
+    figures = "".join(
+        f"<figure>{mosaic.panel(panel)}<figcaption>{escape(panel.title)} {escape(panel.note)}</figcaption></figure>"
+        for panel in shown
+    )
+    style = (
+        f".{identity} {{ display: flex; flex-wrap: wrap; gap: 6px; padding: 6px; background: #11161c; color: #fff; }} "
+        f".{identity} figure {{ margin: 0; width: 150px; font: 12px sans-serif; }} "
+        f".{identity} .faint {{ opacity: .4; }} .{identity} .letter {{ fill: #fff; text-anchor: middle; }} "
+        f".{identity} path {{ fill: none; vector-effect: non-scaling-stroke; }}"
+    )
+    return f'<div class="{identity}"><style>{style}</style>{figures}</div>'

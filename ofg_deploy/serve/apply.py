@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, UsageError
-from ofg_deploy.geometry import Grid, lattice, transform_points
+from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.locations import as_paths, portable, portable_command
 from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
@@ -21,11 +20,12 @@ from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images, load_map
 from ofg_deploy.transform.inverse import invert
-from ofg_deploy.transform.maps import Chain, on_grid
+from ofg_deploy.transform.maps import Chain, Inside, on_grid
 from ofg_deploy.transform.points import carry, load_points, save_points
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation, outside_warning
-from ofg_deploy.transform.source import open_source
+from ofg_deploy.transform.source import Source, open_source
 from ofg_deploy.transform.tables import PointsFrame, ending
+from ofg_deploy.version import __version__
 
 SCHEMA = 1
 INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<inverted>[01])\]")  # as antsApplyTransforms has it
@@ -164,18 +164,10 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     reference, space_code, warnings = load_space(target, job.max_voxels)
     if job.dialect == "fsl":
         check_images("fsl", target, reference, source, image.grid, job.max_voxels)
-    chain = _load_chain(job, reference, image.grid)
-    displacement, inside = on_grid(chain, reference)
-    outside = outside_warning(displacement, inside, reference, image.grid)
-    points = transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement
+    chain = load_chain(job.steps, job.dialect, reference, image.grid, job.max_voxels)
+    points, inside, about_map = seen_through(chain, image, reference, target)
     unknown = 100.0 * float((~inside).mean())
-    if unknown == 100:
-        raise GeometryError(f"the transform is known nowhere on {target}: do they belong together?")
-    warnings = (*image.warnings, *warnings, *chain.warnings, *outside)
-    if unknown:
-        warnings += (
-            f"the transform is unknown at {unknown:.3g} % of the reference's voxels: {image.fill.value:g} stands there",
-        )
+    warnings = (*image.warnings, *warnings, *about_map)
     about = {
         "interpolation": image.interpolation,
         "interpolation_found": image.by or None,
@@ -189,9 +181,32 @@ def _image(job: Application, source: Path, target: Path) -> tuple[Save, dict[str
     return lambda path: image.save(path, points, inside, reference, space_code), about
 
 
+def seen_through(chain: Chain, image: Source, reference: Grid, called: Path) -> tuple[Matrix, Inside, tuple[str, ...]]:
+    """Where each voxel of the reference, which is ``called`` so, lies in the world of the image.
+
+    Returns:
+        (3, X, Y, Z) RAS mm; (X, Y, Z) whether the map is known there; warnings.
+
+    Raises:
+        GeometryError: it is known nowhere.
+    """
+    displacement, inside = on_grid(chain, reference)
+    points = transform_points(reference.world_from_vox, lattice(reference.shape)) + displacement
+    warnings = (*chain.warnings, *outside_warning(displacement, inside, reference, image.grid))
+    unknown = 100.0 * float((~inside).mean())
+    if unknown == 100:
+        raise GeometryError(f"the transform is known nowhere on {called}: do they belong together?")
+    if unknown:
+        line = (
+            f"the transform is unknown at {unknown:.3g} % of the reference's voxels: {image.fill.value:g} stands there"
+        )
+        warnings = (*warnings, line)
+    return points, inside, warnings
+
+
 def _points(job: Application) -> tuple[Save, dict[str, Any]]:
     """The same for a table of points."""
-    chain = _load_chain(job)
+    chain = load_chain(job.steps, job.dialect, None, None, job.max_voxels)
     path = job.fixed_points or job.moving_points
     assert path is not None
     points = load_points(path, job.points_frame)
@@ -211,12 +226,15 @@ def _points(job: Application) -> tuple[Save, dict[str, Any]]:
     return lambda path: save_points(path, carried), about
 
 
-def _load_chain(job: Application, reference: Grid | None = None, image: Grid | None = None) -> Chain:
+def load_chain(
+    steps: Sequence[Step], dialect: Form, reference: Grid | None, image: Grid | None, max_voxels: int = MAX_VOXELS
+) -> Chain:
+    """Transforms one after another, as ``Application`` has them. Raises InputError, GeometryError, UsageError."""
     maps = []
-    for step in job.steps:
-        _check_sidecar(step.path, job.dialect)
+    for step in steps:
+        _check_sidecar(step.path, dialect)
         fixed, moving = (image, reference) if step.inverted else (reference, image)
-        loaded = load_map(step.path, job.dialect, fixed, moving, job.max_voxels)
+        loaded = load_map(step.path, dialect, fixed, moving, max_voxels)
         maps.append(invert(loaded) if step.inverted else loaded)
     return Chain(tuple(maps))
 

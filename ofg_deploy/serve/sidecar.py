@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy import __version__
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
@@ -21,6 +21,7 @@ from ofg_deploy.serve.options import Begin, GivenMatrix
 from ofg_deploy.serve.registration import Result
 from ofg_deploy.transform.inverse import InverseField
 from ofg_deploy.transform.source import Source
+from ofg_deploy.version import __version__
 
 SCHEMA = 1
 
@@ -93,10 +94,16 @@ def _inverse(inverse: InverseField) -> dict[str, Any]:
 
 
 def describe(volume: Volume | Source, folder: Path) -> dict[str, Any]:
-    """An input's file, as a record in ``folder`` names it, and its geometry."""
+    """An input's file, as a record in ``folder`` names it, and its geometry.
+
+    What was given in memory has no path; its digest is that of its voxels.
+    """
+    held = volume.volume if isinstance(volume, Source) else volume
+    given_in_memory = held is not None and held.in_memory
+    digest = hashlib.sha256(held.data.tobytes("F")).hexdigest() if held and given_in_memory else volume.sha256
     return {
-        "path": portable(volume.path, folder),
-        "sha256": volume.sha256 or sha256_file(volume.path),
+        "path": None if given_in_memory else portable(volume.path, folder),
+        "sha256": digest or sha256_file(volume.path),
         "shape": list(volume.grid.shape),
         "spacing_mm": list(volume.grid.spacing_mm),
         "orientation": volume.grid.orientation,

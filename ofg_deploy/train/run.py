@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ofg_deploy import __version__
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
 from ofg_deploy.locations import located, portable, portable_command
@@ -22,6 +21,7 @@ from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.networks import network_class
 from ofg_deploy.train.pairs import PairList
+from ofg_deploy.version import __version__
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ofg_deploy.background import OF_LABELS as ZERO
 from ofg_deploy.background import Background
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Matrix, transform_points
+from ofg_deploy.image import AnyImage, in_memory
 from ofg_deploy.label_map import label_map_by, meant_as_labels
 from ofg_deploy.nifti import (
     Volume,
@@ -45,6 +46,7 @@ class Source:
         dtype: of its values when carried.
         time: the fourth axis of a series; None for a single volume.
         volumes: reads them one after another, each (X, Y, Z).
+        volume: the single one, or the first.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Source:
     dtype: np.dtype[Any]
     time: Time | None
     volumes: Callable[[], Iterator[npt.NDArray[Any]]]
+    volume: Volume | None = None
 
     def save(self, path: Path, points: Matrix, known: Inside | None, reference: Grid, space_code: int) -> None:
         """Carry it to the reference grid and write it, each volume sampled once and one in memory at a time.
@@ -120,27 +123,47 @@ def open_source(
             "images, label maps or series of them"
         )
     volume = _first_volume(nifti) if series else (image or _any_image)(path, max_voxels)
+    source = _source(volume, intent, interpolation, fill, lambda: (labels or load_labels)(path, max_voxels), series)
+    if not series:
+        return source
+    dtype = label_type(nifti.stored_as()) if source.interpolation in OF_LABELS else source.dtype
+    if source.interpolation in OF_LABELS:
+        _check_fill(path, source.fill.value, dtype)
+    return replace(source, dtype=dtype, time=_time(nifti), volumes=lambda: _series(nifti, dtype))
+
+
+def source_in_memory(image: AnyImage, role: str, interpolation: Interpolation | None, fill: float | None) -> Source:
+    """As ``open_source``, of an image or a label map that a caller has in memory."""
+    volume = in_memory(image, role, constant=True)
+    intent = int(getattr(image, "header", {}).get("intent_code", 0))
+    return _source(volume, intent, interpolation, fill, lambda: in_memory(image, role, labels=True))
+
+
+def _source(
+    volume: Volume,
+    intent: int,
+    interpolation: Interpolation | None,
+    fill: float | None,
+    labels: Callable[[], Volume],
+    first_of_series: bool = False,
+) -> Source:
+    """How an image is seen on another grid; ``labels`` gives it as a label map, if it is to be one."""
+    path = volume.path
     by = "" if interpolation else label_map_by(path, intent, volume.data)
     chosen: Interpolation = interpolation or ("nearest" if by else "linear")
     if chosen not in OF_LABELS:
         background = Background.of(volume.data) if fill is None else Background.given(fill)
-        dtype = np.dtype(np.float32)
     else:
         background = ZERO if fill is None else Background.given(fill)
-        if not series:
-            volume = (labels or load_labels)(path, max_voxels)
-        dtype = label_type(nifti.stored_as()) if series else volume.data.dtype
-        _check_fill(path, background.value, dtype)
+        if not first_of_series:
+            volume = labels()
+            _check_fill(path, background.value, volume.data.dtype)
     warnings = volume.warnings
     if not (by or interpolation) and meant_as_labels(path, intent):
-        warnings = (
-            *warnings,
-            f"{path.name}: a label map by name or intent, but with fractions: taken for an image",
-        )
-    time = _time(nifti) if series else None
-    volumes = (lambda: _series(nifti, dtype)) if series else (lambda: iter((volume.data,)))
-    about = (volume.path, volume.grid, volume.space_code, warnings, volume.sha256)
-    return Source(*about, chosen, by, background, dtype, time, volumes)
+        line = f"{path.name}: a label map by name or intent, but with fractions: taken for an image"
+        warnings = (*warnings, line)
+    about = (path, volume.grid, volume.space_code, warnings, volume.sha256)
+    return Source(*about, chosen, by, background, volume.data.dtype, None, lambda: iter((volume.data,)), volume)
 
 
 def _any_image(path: Path, max_voxels: int) -> Volume:
