@@ -23,10 +23,10 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from ofg_deploy.batch.command import Running, cores, register
 from ofg_deploy.batch.pairs import from_folders
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means
+from ofg_deploy.cli.verbs.batch import Running, cores, register
 from ofg_deploy.model_file import Contract
 from ofg_deploy.preprocess import Intensity, NetworkInput
 from ofg_deploy.serve.job import Job

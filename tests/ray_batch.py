@@ -16,10 +16,10 @@ os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for staying on the loopback address
 }
 
-from ofg_deploy.batch.command import Running, register
 from ofg_deploy.batch.pairs import from_folders
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means
+from ofg_deploy.cli.verbs.batch import Running, register
 from ofg_deploy.serve.engine import Engine, open_engine
 from ofg_deploy.serve.job import Job
 

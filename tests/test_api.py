@@ -338,16 +338,16 @@ def test_a_run_folder_and_a_checkpoint_are_models_too(tmp_path, run_cli) -> None
     pytest.importorskip("torch")
     from training_runs import find_tiny_pairs, make_subjects, run_training, tiny_config
 
-    images, _ = make_subjects(tmp_path, 3)
-    run, _ = run_training(tmp_path / "run", find_tiny_pairs(images, None), tiny_config(epochs=1, lr=0.1), tmp_path)
+    images, _ = make_subjects(tmp_path, 4)
+    run, _ = run_training(tmp_path / "run", find_tiny_pairs(images, None), tiny_config(epochs=1, lr=5e-3), tmp_path)
     assert run_cli(["export", run.folder, "-o", tmp_path / "model.onnx"])[0] == 0
     exported = ofg.load(tmp_path / "model.onnx").register(images / "s0.nii.gz", images / "s1.nii.gz")
     for source in (run.folder, run.best):
         model = ofg.load(source)
         assert model.runtime.startswith("torch")
         found = model.register(images / "s0.nii.gz", images / "s1.nii.gz")
-        np.testing.assert_allclose(found.displacement_mm, exported.displacement_mm, atol=2e-3)
-        assert np.abs(found.displacement_mm).max() > 0.02
+        np.testing.assert_allclose(found.displacement_mm, exported.displacement_mm, atol=1e-4)
+        assert np.abs(found.displacement_mm).max() > 1e-3
     run = run.folder
     with pytest.raises(ofg.UsageError, match="openvino"):
         ofg.load(run, runtime="openvino")

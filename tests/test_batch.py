@@ -18,7 +18,7 @@ from batches import GAINS, means, pairs_of, results, statuses, write_subjects
 
 from ofg_deploy.batch import work
 from ofg_deploy.batch.aligners import Aligners
-from ofg_deploy.batch.command import Running, register
+from ofg_deploy.cli.verbs.batch import Running, register
 from ofg_deploy.errors import InputError, Interrupted
 from ofg_deploy.nifti import load_image
 from ofg_deploy.preprocess import Start

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batches import GAINS, batch_record, means, pairs_of, results, statuses
 
-from ofg_deploy.batch.command import Running, register
+from ofg_deploy.cli.verbs.batch import Running, register
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.nifti import load_image
 from ofg_deploy.serve.engine import open_engine

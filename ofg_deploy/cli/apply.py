@@ -66,12 +66,12 @@ def apply(
     overwrite: Overwrite = False,
 ) -> None:
     """Apply saved transforms to IMAGE or to points: chains, inverses, one interpolation."""
+    from ofg_deploy.cli.verbs import apply as on_terminal
     from ofg_deploy.nifti_file import MAX_VOXELS
-    from ofg_deploy.serve import command
     from ofg_deploy.serve.apply import Application, Step
     from ofg_deploy.serve.job import parse_fill
 
     steps = tuple(Step.parse(text) for text in transform)
     how = None if interpolation == "auto" else interpolation
     given = (steps, out, image, reference, fixed_points, moving_points, points_frame, how, field_format)
-    command.apply(Application(*given, parse_fill(fill), max_voxels or MAX_VOXELS, overwrite, sys.argv))
+    on_terminal.apply(Application(*given, parse_fill(fill), max_voxels or MAX_VOXELS, overwrite, sys.argv))

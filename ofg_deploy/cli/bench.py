@@ -44,22 +44,22 @@ def bench(
 
     With any option marked "Table": runtimes and precisions of one network, accuracy beside speed.
     """
-    from ofg_deploy.bench import command
     from ofg_deploy.bench.plan import TableOptions
     from ofg_deploy.bench.proof import ProofOptions
     from ofg_deploy.catalogue import model_path
+    from ofg_deploy.cli.verbs import bench as on_terminal
 
     files = [model_path(text) for text in models]
     if not any(option is not None for option in (runtimes, precisions, checkpoint, pairs, device, plot)):
         steps = 5 if guidance_steps is None else guidance_steps
-        command.bench_proof(files, ProofOptions(repeats, steps, threads, grid), json, overwrite)
+        on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), json, overwrite)
         return
     if guidance_steps is not None:
         raise UsageError("--guidance-steps belongs to the proof; a table times networks alone")
     options = TableOptions(
         _names(runtimes), _names(precisions), checkpoint, pairs, grid, device or "cpu", repeats, threads
     )
-    command.bench_table(files, options, json, plot, overwrite)
+    on_terminal.bench_table(files, options, json, plot, overwrite)
 
 
 def _names(given: str | None) -> tuple[str, ...]:

@@ -29,11 +29,11 @@ def check(
     from math import isfinite
 
     from ofg_deploy.catalogue import model_path
-    from ofg_deploy.check import command
+    from ofg_deploy.cli.verbs import check as on_terminal
     from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
 
     if nan is not None and not isfinite(nan):
         raise UsageError(f"--nan {nan}: a finite number is needed")
     beside = model_path(model) if model is not None else None
-    command.check(files, fix, beside, json, max_voxels or MAX_VOXELS, unit, nan)
+    on_terminal.check(files, fix, beside, json, max_voxels or MAX_VOXELS, unit, nan)

@@ -27,9 +27,9 @@ def ixi(
     overwrite: Overwrite = False,
 ) -> None:
     """IXI as TransMorph preprocessed it (.pkl)."""
-    from ofg_deploy.data import command
+    from ofg_deploy.cli.verbs import data as on_terminal
 
-    command.convert("ixi", source, destination, orientation, overwrite)
+    on_terminal.convert("ixi", source, destination, orientation, overwrite)
 
 
 @data.command()
@@ -40,9 +40,9 @@ def oasis(
     overwrite: Overwrite = False,
 ) -> None:
     """OASIS in any of its three public layouts."""
-    from ofg_deploy.data import command
+    from ofg_deploy.cli.verbs import data as on_terminal
 
-    command.convert("oasis", source, destination, orientation, overwrite)
+    on_terminal.convert("oasis", source, destination, orientation, overwrite)
 
 
 @data.command()
@@ -53,9 +53,9 @@ def lpba40(
     overwrite: Overwrite = False,
 ) -> None:
     """LPBA40 in delineation space (Analyze or NIfTI)."""
-    from ofg_deploy.data import command
+    from ofg_deploy.cli.verbs import data as on_terminal
 
-    command.convert("lpba40", source, destination, orientation, overwrite)
+    on_terminal.convert("lpba40", source, destination, orientation, overwrite)
 
 
 @data.command()
@@ -65,9 +65,9 @@ def abdomenctct(
     overwrite: Overwrite = False,
 ) -> None:
     """Abdomen CT of Learn2Reg."""
-    from ofg_deploy.data import command
+    from ofg_deploy.cli.verbs import data as on_terminal
 
-    command.convert("abdomenctct", source, destination, None, overwrite)
+    on_terminal.convert("abdomenctct", source, destination, None, overwrite)
 
 
 @data.command()
@@ -84,6 +84,6 @@ def folder(
     overwrite: Overwrite = False,
 ) -> None:
     """Your own images: checks every header, plans grid, spacing and batch."""
-    from ofg_deploy.data import command
+    from ofg_deploy.cli.verbs import data as on_terminal
 
-    command.describe_images(source, destination, labels, seed, skip_bad, overwrite)
+    on_terminal.describe_images(source, destination, labels, seed, skip_bad, overwrite)

@@ -33,9 +33,9 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Evaluate registrations: Dice, HD95, folding and landmark distances; CSV, JSON and a box plot."""
-    from ofg_deploy.evaluate import command
+    from ofg_deploy.cli.verbs import evaluate as on_terminal
     from ofg_deploy.nifti_file import MAX_VOXELS
 
     how = (points_frame, max_voxels or MAX_VOXELS, overwrite, sys.argv)
     with json_output(json) as answer:
-        command.run(source, out, labels, label_names, *how, answer)
+        on_terminal.run(source, out, labels, label_names, *how, answer)

@@ -149,11 +149,11 @@ def register(
     from dataclasses import replace
     from functools import partial
 
-    from ofg_deploy.batch.command import Running
     from ofg_deploy.batch.pairs import Part
+    from ofg_deploy.cli.verbs.batch import Running
+    from ofg_deploy.cli.verbs.report import Quality
     from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
-    from ofg_deploy.report.command import Quality
     from ofg_deploy.report.limits import Limits
     from ofg_deploy.serve.engine import check_threads
     from ofg_deploy.serve.images import Images
@@ -203,17 +203,17 @@ def register(
     if fixed and moving and not (fixed.is_dir() or moving.is_dir() or pairs):
         if running != Running():
             raise UsageError("--workers, --batch-size, --resume, --num-parts and --executor go with a batch")
-        from ofg_deploy.serve import command
+        from ofg_deploy.cli.verbs import register as on_terminal
 
         images = Images({fixed, moving})
         path, [job] = settle([make(fixed=fixed, moving=moving, out=out, **beside)], images, of_batch=False)
         with json_output(json) as answer, judged.of_pair(job.outputs("affine")["sidecar"], overwrite):
-            answer(command.register(job, path, *how, images).sidecar)
+            answer(on_terminal.register(job, path, *how, images).sidecar)
         return
     if num_parts > 1 and (report or qc_fail):
         raise UsageError("--report and --qc-fail look at all pairs: after the parts run ofg report on their folder")
-    from ofg_deploy.batch import command as batch
     from ofg_deploy.batch.work import Means
+    from ofg_deploy.cli.verbs import batch
 
     found = _pairs_of(fixed, moving, pairs, out, make, beside)
     path, jobs = settle([pair.job for pair in found], Images(), of_batch=True)

@@ -37,7 +37,7 @@ def report(
     """Judge the registrations in DIR: a page to look at (report.html), and beside it a table (qc.tsv)."""
     from dataclasses import replace
 
-    from ofg_deploy.report import command
+    from ofg_deploy.cli.verbs import report as on_terminal
     from ofg_deploy.report.limits import Limits
     from ofg_deploy.report.rows import as_records
 
@@ -46,11 +46,11 @@ def report(
     if out and out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {out}: the page is a file that ends in .html")
     order = replace(
-        command.report_of(folder, out),
+        on_terminal.report_of(folder, out),
         limits=Limits.parse(limits, limit or ()),
         pictures=None if pictures == "all" else int(pictures),
         overwrite=overwrite,
         radiological=radiological,
     )
     with json_output(json) as answer:
-        command.report(folder, order, qc_fail, lambda rows: answer(as_records(rows)))
+        on_terminal.report(folder, order, qc_fail, lambda rows: answer(as_records(rows)))

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -212,12 +213,18 @@ class Model:
         def one(number: int, pair: Pair) -> Registration | Failure:
             try:
                 given = dict(pair) if isinstance(pair, Mapping) else dict(zip(("fixed", "moving"), pair, strict=True))
-                with threads(share):
-                    return self.register(**{**options, **given})
-            except OfgError as error:
-                return Failure(number, error)
+                arguments = signature(self.register).bind(**{**options, **given})
             except (TypeError, ValueError) as error:
                 return Failure(number, UsageError(f"not the arguments of a registration: {error}"))
+            try:
+                with threads(share):
+                    return self._sharing(count).register(*arguments.args, **arguments.kwargs)
+            except OfgError as error:
+                return Failure(number, error)
+            except Exception as error:  # of one pair, and the others go on
+                internal = OfgError(f"internal error, {type(error).__name__}: {error}")
+                internal.__cause__ = error
+                return Failure(number, internal)
 
         with ThreadPoolExecutor(count) as pool:
             waiting: deque[Future[Registration | Failure]] = deque()
@@ -231,6 +238,13 @@ class Model:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _sharing(self, pairs_at_once: int) -> Model:
+        """This one, for pairs that share the memory."""
+        if pairs_at_once == 1 or not isinstance(self._engine, WithoutNetwork):
+            return self
+        share = NoNetwork(self._engine.contract.memory_bytes // pairs_at_once)
+        return Model(WithoutNetwork(share), self._open, self._threads)
 
     def _for(self, pair: tuple[Volume, Volume]) -> tuple[Engine, str | None]:
         """What runs this pair, and why where that was chosen."""

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from ofg_deploy.check.finding import Finding
 from ofg_deploy.check.header import Unit
 from ofg_deploy.check.repair import mendable, write_copies
 from ofg_deploy.check.together import beside_model, compare
+from ofg_deploy.cli.terminal import terminal
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_model
 from ofg_deploy.outputs import to_json
@@ -84,7 +84,7 @@ def _record(files: list[Examined], copies: dict[Path, Path], with_model: bool) -
 
 
 def _print(files: list[Examined], copies: dict[Path, Path], with_model: bool) -> None:
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = terminal()
     for file in files:
         place = "where it lies is unknown"
         if file.grid:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ofg_deploy.cli.terminal import terminal
 from ofg_deploy.data import brains, learn2reg, transmorph
 from ofg_deploy.data.description import FILE_NAME, SPLITS, Dataset, write_dataset
 from ofg_deploy.data.folder import describe_folder
@@ -147,7 +148,7 @@ def _show(console: Console, folder: Path, dataset: Dataset) -> None:
 
 
 def _console() -> Console:
-    return Console(markup=False, emoji=False, highlight=False)
+    return terminal()
 
 
 @contextmanager

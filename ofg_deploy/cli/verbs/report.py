@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ofg_deploy.cli.terminal import both
 from ofg_deploy.errors import BatchError, QualityError
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.report.folder import entries
@@ -45,8 +45,7 @@ def publish(
         QualityError: with ``qc_fail``: a pair fails, or could not be registered. The report is written.
         BatchError: what belongs to a pair cannot be read. The report is written and says which.
     """
-    # Paths may hold what rich takes for markup or emoji.
-    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    console, stderr = both()
     check_writable(order.outputs, order.replaces)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ofg_deploy.cli.terminal import both
 from ofg_deploy.errors import BatchError, InputError, OfgError
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
@@ -39,8 +40,7 @@ def run(
         BatchError: some pairs failed; the results of the others and ``failures.csv`` are written.
         InputError, UsageError: nothing was evaluated or written.
     """
-    # Paths may hold what rich takes for markup or emoji.
-    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    console, stderr = both()
     check_writable(outputs(out), overwrite)
     pairs = find_pairs(source, labels)
     names = load_names(label_names) if label_names else None

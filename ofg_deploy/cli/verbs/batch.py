@@ -17,10 +17,11 @@ from ofg_deploy.batch.here import Executor, Here
 from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means, Outcome, Status
+from ofg_deploy.cli.terminal import both
+from ofg_deploy.cli.verbs.register import method
 from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError, check_count
 from ofg_deploy.nifti import load_grid
 from ofg_deploy.outputs import check_writable
-from ofg_deploy.serve.command import method
 from ofg_deploy.serve.no_network import NoNetwork, Promise, plan_grid
 from ofg_deploy.serve.registration import begin_with
 from ofg_deploy.serve.runtimes import choose
@@ -83,8 +84,7 @@ def register(
         InputError: results of these pairs are there already, or cannot be written.
         DeviceError, UsageError: as ``serve.engine.open_engine``.
     """
-    # Paths may hold what rich takes for markup or emoji.
-    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    console, stderr = both()
     mine = running.part.of(pairs)
     record = Record(out.absolute(), mine, running.part, command)
     check_writable([record.path], overwrite=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from ofg_deploy.cli.terminal import both, warn
 from ofg_deploy.outputs import check_writable
-from ofg_deploy.serve.apply import Application
-from ofg_deploy.serve.apply import apply as apply_transforms
 from ofg_deploy.serve.engine import Device, Runtime, open_engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
@@ -46,8 +44,7 @@ def register(
     images: Images | None = None,
 ) -> Saved:
     """Load the model, register, print. Raises as ``serve.register.register``."""
-    # Paths may hold what rich takes for markup or emoji.
-    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
+    console, stderr = both()
     if job.init is not None:  # otherwise the outputs depend on the model, which is read first
         check_writable(list(job.outputs(job.init).values()), job.overwrite)
     choice = choose(model, device) if model and runtime == "auto" else None
@@ -60,8 +57,7 @@ def register(
         console.print(f"runtime {choice.runtime}: {choice.reason}", soft_wrap=True)
     with console.status("registering"):
         result = register_pair(job, engine, images)
-    for warning in result.sidecar["warnings"]:
-        stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
+    warn(stderr, result.sidecar["warnings"])
     for line in _notes(result):
         console.print(line, soft_wrap=True)
     console.print(_table(result))
@@ -132,21 +128,3 @@ def method(job: Job, network: str | None) -> list[str]:
         steps = job.refinement.optimiser.steps
         return [*lines, f"no network: initial alignment, then at most {steps} steps on the pair at each level"]
     return [*lines, "no network and no steps on the pair: the result is the initial alignment"]
-
-
-def apply(job: Application) -> None:
-    """Apply, print. Raises as ``serve.apply.apply``."""
-    console, stderr = (Console(stderr=where, markup=False, emoji=False, highlight=False) for where in (False, True))
-    record = apply_transforms(job)
-    for warning in record["warnings"]:
-        stderr.print(f"ofg: warning: {warning}", soft_wrap=True)
-    for note in record.get("notes", ()):
-        console.print(note, soft_wrap=True)
-    order = ", then ".join(f"{'inverse of ' if step.inverted else ''}{step.path}" for step in job.steps)
-    console.print(f"a point of the reference goes through {order}", soft_wrap=True)
-    if "direction" in record:
-        console.print(
-            f"{record['points']} points, {record['direction']} ({record['frame'].upper()} mm)", soft_wrap=True
-        )
-    for path in (job.out, job.sidecar):
-        console.print(str(path), soft_wrap=True)

@@ -1,0 +1,24 @@
+"""The terminal: where lines go, how warnings look. Everything is printed as it is: paths may hold what rich takes for
+markup or emoji."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+
+def terminal(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console on standard output or standard error."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
+
+
+def both() -> tuple[Console, Console]:
+    """Standard output and standard error."""
+    return terminal(), terminal(stderr=True)
+
+
+def warn(stderr: Console, lines: Iterable[str]) -> None:
+    """One line each."""
+    for line in lines:
+        stderr.print(f"ofg: warning: {line}", soft_wrap=True)
