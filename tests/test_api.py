@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import nibabel as nib
@@ -368,3 +371,22 @@ def test_grids_of_results(files, tiny_model) -> None:
     assert Grid(found.warped.shape, found.warped.affine).shape == grid.shape
     assert found.displacement_mm.shape == (*grid.shape, 3)
     assert found.displacement_mm.dtype == np.float32
+
+
+def test_the_page_runs_as_it_stands(tmp_path, files, labelled, tiny_model, monkeypatch) -> None:
+    """Every block of docs/python.md, one after another, in a folder that has these files."""
+    text = (Path(__file__).resolve().parents[1] / "docs/python.md").read_text()
+    fixed, moving, *_ = files
+    given = {"fixed": fixed, "moving": moving, "labels": labelled[1]}
+    (tmp_path / "here").mkdir()
+    for name, path in given.items():
+        path.rename(tmp_path / "here" / f"{name}.nii.gz")
+    tiny_model(init="header").path.rename(tmp_path / "here/model.onnx")
+    monkeypatch.chdir(tmp_path / "here")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) > 3
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec("\n".join(blocks), {})
+    assert "absent.nii.gz does not exist" in printed.getvalue()
+    assert (tmp_path / "here/with_ants/moving_to_fixed_1Warp.nii.gz").exists()
