@@ -63,6 +63,10 @@ class Child:
             raise answer
         return answer
 
+    def stop(self) -> None:
+        """End it now, from any thread: whoever waits for an answer gets DeviceError."""
+        self._process.terminate()
+
     def __enter__(self) -> Child:
         return self
 

@@ -32,6 +32,7 @@ class Aligners:
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
         self._one_alone = threading.Lock()
+        self._child: Child | None = None  # one start that is tried alone
         self._closed = False
 
     def align(self, start: Start, fixed: Volume, moving: Volume) -> Alignment:
@@ -56,10 +57,13 @@ class Aligners:
         """End the processes, at once: they write nothing."""
         with self._lock:
             self._closed = True
-            pool = self._pool
-        for process in multiprocessing.active_children():  # this process has no others
-            process.terminate()
+            pool, child = self._pool, self._child
+        if child:
+            child.stop()
         if pool:
+            # Its own processes and nobody else's; there is no public way to them before Python 3.14.
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, start: Start, fixed: Volume, moving: Volume) -> tuple[ProcessPoolExecutor, Future[Alignment]]:
@@ -88,8 +92,8 @@ class Aligners:
             self._go_on()
             try:
                 what = "that looked for the affine start"
-                with Child(what, _align_alone, _align, start, fixed, moving) as child:
-                    answer = child.receive()
+                with Child(what, _align_alone, _align, start, fixed, moving) as self._child:
+                    answer = self._child.receive()
             except DeviceError as error:
                 self._go_on()
                 raise AlignerDied(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnxscript import optimizer
 from ofg_deploy.errors import ParityError
 from ofg_deploy.export.engine import EngineJob, PublishedEngine, write_engine
 from ofg_deploy.export.form import GraphForm, choose_form, compare_elsewhere, elsewhere, largest_warp_error, runnable
+from ofg_deploy.export.loggers import errors_only
 from ofg_deploy.export.parity import Parity, Predict, Reference, Tolerance
 from ofg_deploy.export.precision import SCOPES, Attempt, Gate
 from ofg_deploy.export.source import ExportSource
@@ -167,10 +167,9 @@ def trace(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.Mod
         shape = (2 * divisor, 3 * divisor, 4 * divisor)
         dynamic |= {axis: divisor * torch.export.Dim(name) for axis, name in zip((2, 3, 4), "XYZ", strict=True)}
     example = torch.zeros(2, 1, *shape)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), errors_only("torch.onnx"):
         # The exporter deprecates parts of itself while running; nothing a user of this command could act on.
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             network.inference_copy(),
             (example, example.clone()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 
 from ofg_deploy.errors import UsageError
+from ofg_deploy.export.loggers import errors_only
 from ofg_deploy.preprocess import PreparedPair
 from ofg_deploy.serve.openvino import VELOCITY
 from ofg_deploy.telemetry import quiet
@@ -45,10 +45,7 @@ def quantise(model: onnx.ModelProto, pairs: list[PreparedPair]) -> onnx.ModelPro
     own.CopyFrom(model)  # the tool changes what it is given
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "int8.onnx"
-        logger = logging.getLogger()
-        before = logger.level
-        logger.setLevel(logging.ERROR)  # it recommends a preparation that the exporter has done
-        try:
+        with errors_only():  # it recommends a preparation that the exporter has done
             quantize_static(
                 own,
                 out,
@@ -68,8 +65,6 @@ def quantise(model: onnx.ModelProto, pairs: list[PreparedPair]) -> onnx.ModelPro
                     "MatMulConstBOnly": True,
                 },
             )
-        finally:
-            logger.setLevel(before)
         quantised: onnx.ModelProto = onnx.load(out)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
