@@ -29,8 +29,22 @@ FLOOR = 0.03
 
 def floor(image: Array) -> float:
     """What is added to the variance of each window of ``image``; NaN where nothing of it is known."""
-    known = image[np.isfinite(image)]
-    return FLOOR**2 * float(known.var(dtype=np.float64)) if known.size else float("nan")
+    # By planes: squares of a volume in double precision would be the largest array of a registration.
+    planes = [_spread_of(plane[np.isfinite(plane)]) for plane in image]
+    counts, means, squares = np.array(planes).T
+    if not (count := counts.sum()):
+        return float("nan")
+    mean = (counts * means).sum() / count
+    return FLOOR**2 * float((squares.sum() + (counts * (means - mean) ** 2).sum()) / count)
+
+
+def _spread_of(known: Array) -> tuple[int, float, float]:
+    """How many numbers, their mean, and the sum of squares about it."""
+    if not known.size:
+        return 0, 0.0, 0.0
+    apart = known.astype(np.float64)
+    apart -= (mean := float(apart.mean()))
+    return known.size, mean, float(np.square(apart, out=apart).sum())
 
 
 def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, floors: tuple[float, float]) -> float:
@@ -174,6 +188,23 @@ def _weigh(
 
 
 @compiled()
+def _enter_and_leave(
+    row: Double, a: Array, b: Array, ahead: int, behind: int, least: int, y: int, stride: int, half: int
+) -> None:
+    """The row of plane ``ahead`` comes into the sums, where the grid goes so far; that of ``behind`` leaves them."""
+    enters, leaves = ahead < a.shape[0], behind >= least
+    new_a, new_b = a[min(ahead, a.shape[0] - 1), y], b[min(ahead, a.shape[0] - 1), y]
+    old_a, old_b = a[max(behind, 0), y], b[max(behind, 0), y]
+    if enters and leaves and _all_known(new_a, new_b) and _all_known(old_a, old_b):
+        _move_known(row, new_a, new_b, old_a, old_b, stride, half)
+        return
+    if enters:
+        _add_products(row, new_a, new_b, stride, half, 1.0)
+    if leaves:
+        _add_products(row, old_a, old_b, stride, half, -1.0)
+
+
+@compiled()
 def _correlate_slab(
     first: int, a: Array, b: Array, window: int, floor_a: float, floor_b: float, weights: Array, total: Double,
     scratch: Double,
@@ -187,19 +218,10 @@ def _correlate_slab(
         for y in range(size_y):
             _add_products(planes[y], a[x, y], b[x, y], stride, half, 1.0)
     for x in range(first, min(first + PLANES, size_x)):
-        rows[:] = 0.0
+        rows[:], least = 0.0, 0 if x > first else size_x
         for y in range(size_y + half):
             if y < size_y:
-                row, ahead, behind = planes[y], min(x + half, size_x - 1), max(x - half - 1, 0)
-                new_a, new_b, old_a, old_b = a[ahead, y], b[ahead, y], a[behind, y], b[behind, y]
-                enters, leaves = x + half < size_x, x > first and x - half > 0
-                if enters and leaves and _all_known(new_a, new_b) and _all_known(old_a, old_b):
-                    _move_known(row, new_a, new_b, old_a, old_b, stride, half)
-                else:
-                    if enters:
-                        _add_products(row, new_a, new_b, stride, half, 1.0)
-                    if leaves:
-                        _add_products(row, old_a, old_b, stride, half, -1.0)
+                _enter_and_leave(planes[y], a, b, x + half, x - half - 1, least, y, stride, half)
             if window <= y < size_y:
                 _move(rows, planes[y], planes[y - window])
             elif y < size_y:
