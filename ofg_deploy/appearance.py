@@ -52,7 +52,7 @@ class Look:
         """Of finite voxels (X, Y, Z)."""
         low, high = float(np.float32(data.min())), float(np.float32(data.max()))
         empty = 0.0 if low <= 0 <= high and (data == 0).any() else low
-        faces = [np.take(data, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
+        faces = [np.moveaxis(data, axis, 0)[index].ravel() for axis in range(3) for index in (0, -1)]
         rim = float(np.mean(np.concatenate(faces) == empty))
         return cls(low, high, float(np.mean(data == empty)), rim)
 

@@ -76,8 +76,8 @@ OF_LABELS = Background(0.0, "0, as in every label map")
 
 def _rim(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The voxels of all six faces; those of an edge count in each of its faces."""
-    faces = (np.take(data, index, axis=axis) for axis in range(3) for index in (0, -1))
-    return np.concatenate([face.ravel() for face in faces])
+    # Not by numpy.take, which copies a volume in the order of a file as a whole to take a face out of it.
+    return np.concatenate([np.moveaxis(data, axis, 0)[index].ravel() for axis in range(3) for index in (0, -1)])
 
 
 def _percentiles(data: npt.NDArray[Any]) -> tuple[float, float]:

@@ -10,10 +10,11 @@ from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
+from ofg_deploy.affine import agreement
 from ofg_deploy.affine.agreement import Agreement, Frames
 from ofg_deploy.affine.descent import minimise
 from ofg_deploy.affine.parameters import Prior, pulled_back, to_matrix
-from ofg_deploy.affine.pictures import Picture
+from ofg_deploy.affine.pictures import Picture, _shrunk
 from ofg_deploy.kernels.agreement import look_up
 from ofg_deploy.nifti import Volume
 
@@ -35,15 +36,39 @@ def pictures(make_grid, world_image):
 
 def test_the_slope_is_that_of_the_measure(pictures):
     """Central differences; the mask and the faces of both fields of view are crossed."""
-    agreement = Agreement.between(*pictures, Frames.of(*pictures), 2e4, 6000)
-    slope = pulled_back(SOME, agreement.with_slope(to_matrix(SOME))[1])
+    measure = Agreement.between(*pictures, Frames.of(*pictures), 2e4, 6000)
+    slope = pulled_back(SOME, measure.with_slope(to_matrix(SOME))[1])
     step = 1e-4
     for n, found in enumerate(slope):
         ahead, behind = SOME.copy(), SOME.copy()
         ahead[n] += step
         behind[n] -= step
-        expected = (agreement.value(to_matrix(ahead)) - agreement.value(to_matrix(behind))) / (2 * step)
+        expected = (measure.value(to_matrix(ahead)) - measure.value(to_matrix(behind))) / (2 * step)
         assert found == pytest.approx(expected, rel=2e-2, abs=2e-3), n
+
+
+def test_both_directions_side_by_side_give_the_same_bits(pictures, monkeypatch):
+    found = []
+    for alone in (0, np.inf):
+        monkeypatch.setattr(agreement, "ALONE", alone)
+        measure = Agreement.between(*pictures, Frames.of(*pictures), 2e4, 6000)
+        value, slope = measure.with_slope(to_matrix(SOME))
+        found.append((value, *slope.ravel(), measure.value(to_matrix(SOME)), *measure.backward.points.ravel()))
+    np.testing.assert_array_equal(*found)
+
+
+def test_means_of_blocks_are_those_of_numpy():
+    """Sums of slices, to the bit, whichever axis is the one that lies close together in memory."""
+    drawn = np.random.default_rng(3).normal(size=(12, 17, 22)).astype(np.float32)
+    for data in (drawn, np.asfortranarray(drawn)):
+        for factors in ((2, 3, 1), (1, 7, 9), (3, 1, 2)):
+            expected = data
+            for axis, f in enumerate(factors):
+                n = expected.shape[axis] // f
+                cut = expected[(slice(None),) * axis + (slice(n * f),)]
+                split = cut.reshape(*cut.shape[:axis], n, f, *cut.shape[axis + 1 :])
+                expected = split.mean(axis=axis + 1, dtype=np.float32)
+            np.testing.assert_array_equal(_shrunk(data, np.eye(4), factors)[0], expected)
 
 
 def test_the_measure_cannot_be_had_by_collapse_or_lost_overlap(pictures):

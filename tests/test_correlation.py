@@ -16,7 +16,7 @@ from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.compiled import most_threads
 from ofg_deploy.kernels.correlation import FLOOR, floor, loss_and_gradient
 from ofg_deploy.kernels.multilevel import Multilevel
-from ofg_deploy.kernels.refine import Greedy
+from ofg_deploy.kernels.refine import Descent, Greedy
 from ofg_deploy.kernels.unfold import unfold
 from ofg_deploy.kernels.warp import warp
 from ofg_deploy.serve.refinement import PRESETS, Refinement, known, refine
@@ -69,6 +69,36 @@ def test_value_and_gradient_against_scipy_and_differences(window: int, unknown: 
         slope = (dense(up, b, window, floors) - dense(down, b, window, floors)) / 2e-5
         assert gradient[at] == pytest.approx(slope, rel=1e-4, abs=1e-9)
     assert (gradient[~np.isfinite(a + b)] == 0).all()
+
+
+@pytest.mark.parametrize("window", [3, 5, 7, 9, 11])
+def test_rows_that_are_all_known_and_others_go_through_one_sum(window: int) -> None:
+    """A few unknown voxels amid planes that are known: rows enter and leave the sums by two ways."""
+    a, b = (image(seed).astype(np.float64) for seed in (2, 3))
+    a[5, 7, 3] = a[9, :2] = b[12, 20, 16] = np.nan
+    floors = floor(a), floor(b)
+    assert floors[0] == pytest.approx(FLOOR**2 * np.nanvar(a), rel=1e-12)
+    assert loss_and_gradient(a.copy(), b, window, Buffers(), floors) == pytest.approx(
+        dense(a, b, window, floors), rel=1e-9
+    )
+
+
+def test_a_descent_that_restarts_is_a_new_one() -> None:
+    moving, fixed = pair()
+    start = gaussian_filter(np.random.default_rng(4).normal(size=(3, *fixed.shape)), (0, 4, 4, 4)).astype(np.float32)
+    options = Greedy(steps=3, step=0.7, blind=True)
+    new = Descent(options, start, moving, fixed)
+    used = Descent(options, np.zeros_like(start), moving, fixed)
+    for _ in range(2):
+        assert used.fell(used.loss(), -2.0)  # each halves the steps to come
+        used.step()
+    used.restart(start)
+    for _ in range(2):
+        assert used.loss() == new.loss()
+        assert used.step()
+        assert new.step()
+        np.testing.assert_array_equal(used.field, new.field)
+    assert not np.array_equal(start, new.field)
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:

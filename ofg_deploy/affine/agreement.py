@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +14,23 @@ import numpy.typing as npt
 from ofg_deploy.affine.pictures import Picture
 from ofg_deploy.geometry import Matrix
 from ofg_deploy.kernels.agreement import BINS, joint_histogram, look_up, slope
+from ofg_deploy.kernels.compiled import most_threads
+
+T = TypeVar("T")
 
 # Steps of a sequence of points that fills a box evenly: 1/x, 1/x^2, 1/x^3 with x^4 = x + 1.
 SPREAD = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])
 NEAR = 24  # parts of each edge of the box by which samples are sorted
+ALONE = 8_000  # samples up to which a second thread costs more than it takes over
+
+
+def both(work: Callable[[int], T], samples: float) -> list[T]:
+    """``work(0)``, ``work(1)``, side by side where it is much: one for each image, and neither needs the other's."""
+    if most_threads() == 1 or samples <= ALONE:
+        return [work(0), work(1)]
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(work, 1)
+        return [work(0), second.result()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,29 +121,34 @@ class Agreement:
     @classmethod
     def between(cls, fixed: Picture, moving: Picture, frames: Frames, voxels: float, samples: int) -> Agreement:
         """At about so many voxels and samples of what each image shows."""
-        small = [picture.shrunk(voxels) for picture in (fixed, moving)]
-        inverse: list[Matrix] = [np.linalg.inv(frame).astype(np.float64) for frame in (frames.fixed, frames.moving)]
-        halves = []
-        for mine, other in ((0, 1), (1, 0)):
-            picture, others = (fixed, moving)[mine], (fixed, moving)[other]
-            points, values = _samples(picture, *small[mine], inverse[mine], samples)
+        pictures, frame_of = (fixed, moving), (frames.fixed, frames.moving)
+        small = both(lambda mine: pictures[mine].shrunk(voxels), samples)
+
+        def half(mine: int) -> Half:
+            other = 1 - mine
+            inverse: Matrix = np.linalg.inv(frame_of[mine]).astype(np.float64)
+            points, values = _samples(pictures[mine], *small[mine], inverse, samples)
             bins = np.rint(1.0 + values * (BINS - 4.0)).astype(np.int64)
             data, world_from_vox = small[other]
-            frame = (frames.fixed, frames.moving)[other]
-            vox_from_frame = np.linalg.inv(world_from_vox) @ frame
-            halves.append(Half(points, bins, data, vox_from_frame, others.mask_shrunk(voxels)))
-        return cls(*halves)
+            vox_from_frame = np.linalg.inv(world_from_vox) @ frame_of[other]
+            return Half(points, bins, data, vox_from_frame, pictures[other].mask_shrunk(voxels))
+
+        return cls(*both(half, samples))
 
     def value(self, moving_from_fixed: Matrix) -> float:
         """The measure of a map between frames."""
         back: Matrix = np.linalg.inv(moving_from_fixed).astype(np.float64)
-        return (self.forward.told(moving_from_fixed)[0] + self.backward.told(back)[0]) / 2
+        (there, _), (back_again, _) = self._told((moving_from_fixed, back), with_slope=False)
+        return (there + back_again) / 2
+
+    def _told(self, maps: tuple[Matrix, Matrix], with_slope: bool) -> list[tuple[float, Matrix]]:
+        halves = self.forward, self.backward
+        return both(lambda n: halves[n].told(maps[n], with_slope), min(half.bins.size for half in halves))
 
     def with_slope(self, moving_from_fixed: Matrix) -> tuple[float, Matrix]:
         """The measure, and its derivative by the (4, 4) matrix (last row 0)."""
         inverse: Matrix = np.linalg.inv(moving_from_fixed).astype(np.float64)
-        there, by_matrix = self.forward.told(moving_from_fixed, with_slope=True)
-        back, by_inverse = self.backward.told(inverse, with_slope=True)
+        (there, by_matrix), (back, by_inverse) = self._told((moving_from_fixed, inverse), with_slope=True)
         by_matrix = by_matrix - inverse.T @ by_inverse @ inverse.T
         by_matrix[3] = 0
         return (there + back) / 2, by_matrix / 2
@@ -145,9 +167,7 @@ def _samples(
     picture: Picture, data: npt.NDArray[np.float32], world_from_vox: Matrix, frame_from_world: Matrix, count: int
 ) -> tuple[Matrix, Matrix]:
     """(N, 3) points in the frame that fill the content's box, off the voxels' lattice, and the (N,) values there."""
-    steps = np.arange(1, count + 1)[:, None] * SPREAD % 1.0
-    steps = steps[np.lexsort((steps * NEAR).astype(np.int64).T)]  # neighbours in turn: their voxels are in cache
-    index = picture.box[:, 0] + steps * (picture.box[:, 1] - picture.box[:, 0])
+    index = picture.box[:, 0] + _spread(count) * (picture.box[:, 1] - picture.box[:, 0])
     if picture.mask is not None:
         nearest = np.clip(np.rint(index).astype(np.int64), 0, np.array(picture.mask.shape) - 1)
         index = index[picture.mask[tuple(nearest.T)]]
@@ -156,6 +176,13 @@ def _samples(
     found = np.empty((len(index), 8))
     look_up(data, np.eye(4)[:3], held, found)
     return np.ascontiguousarray(_mapped(frame_from_world @ picture.world_from_vox, index)), found[:, 0]
+
+
+@lru_cache(maxsize=8)
+def _spread(count: int) -> Matrix:
+    """(N, 3) places in a box of edge 1, neighbours in turn: their voxels are in cache. Not to be written to."""
+    steps = np.arange(1, count + 1)[:, None] * SPREAD % 1.0
+    return steps[np.lexsort((steps * NEAR).astype(np.int64).T)]
 
 
 def _mapped(matrix: Matrix, points: Matrix) -> Matrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ofg_deploy.affine import Alignment, Kind, Stage
-from ofg_deploy.affine.agreement import Agreement, Frames
+from ofg_deploy.affine.agreement import Agreement, Frames, both
 from ofg_deploy.affine.parameters import Prior, Vector, at_limits, to_matrix
 from ofg_deploy.affine.pictures import Picture
 from ofg_deploy.affine.search import Search
@@ -22,8 +22,9 @@ LEVELS = ((4e3, 4_000), (1.6e4, 12_000), (1.2e5, 40_000), (8e5, 100_000))
 
 def best(fixed: Volume, moving: Volume, kind: Kind, fixed_mask: Volume | None, moving_mask: Volume | None) -> Alignment:
     """See ``ofg_deploy.affine.align``."""
-    pictures = Picture.of(fixed, fixed_mask), Picture.of(moving, moving_mask)
-    search, frames = _search(*pictures)
+    images = (fixed, fixed_mask), (moving, moving_mask)
+    pictures = both(lambda n: Picture.of(*images[n]), min(image.data.size for image, _ in images))
+    search, frames = _search(pictures[0], pictures[1])
     home = search.prior.home
     stages: dict[Stage, Vector] = {"header": home}
     centres = [_centred(frames, [getattr(p, of)() for p in pictures]) for of in ("centre_of_view", "centre_of_mass")]

@@ -66,6 +66,16 @@ def _interpolate(flat: Array, i: Any, step_x: Any, step_y: Any, one: Any, t_x: A
     return c0 + t_x * (c1 - c0)
 
 
+@compiled()
+def _split(moved: Array, first: Any, step: Any, size: Any, whole: Array, part: Array) -> None:
+    """Positions along one axis, held within it: the voxel below, but the last one, and how far above it; in vectors."""
+    zero, end, last = np.float32(0), np.float32(size - 1), np.int32(size - 2)
+    for z in range(moved.size):
+        at = min(max(first + step * np.float32(np.int32(z)) + moved[z], zero), end)
+        below = min(np.int32(at), last)
+        whole[z], part[z] = below, at - np.float32(below)
+
+
 @compiled(parallel=True)
 def compose(field: Array, direction: Array, factor: float, out: Array, limit: float) -> None:
     """The map s of ``factor`` x direction first, then that of ``field``: out(x) = s(x) + field(x + s(x)).
@@ -82,12 +92,12 @@ def compose(field: Array, direction: Array, factor: float, out: Array, limit: fl
     size_x, size_y, size_z = field.shape[1:]
     scale, size, zero = np.float32(factor), np.float32(abs(factor)), np.float32(0)
     bound = np.float32(min(limit, 1e30))  # finite: a ratio is made of it
-    end_x, end_y, end_z = np.float32(size_x - 1), np.float32(size_y - 1), np.float32(size_z - 1)
     flat = field.reshape(-1)
     # Unsigned, so that numba does not look for negative indices.
     volume, step_x = np.uint64(size_x * size_y * size_z), np.uint64(size_y * size_z)
     step_y, one = np.uint64(size_z), np.uint64(1)
     for x in prange(size_x):
+        whole, part = np.empty((3, size_z), np.int32), np.empty((3, size_z), np.float32)
         for y in range(size_y):
             s_x, s_y, s_z = direction[0, x, y], direction[1, x, y], direction[2, x, y]
             o_x, o_y, o_z = out[0, x, y], out[1, x, y], out[2, x, y]
@@ -95,13 +105,12 @@ def compose(field: Array, direction: Array, factor: float, out: Array, limit: fl
                 length = size * np.sqrt(s_x[z] * s_x[z] + s_y[z] * s_y[z] + s_z[z] * s_z[z])
                 shortened = scale * (bound / max(length, bound))
                 o_x[z], o_y[z], o_z[z] = shortened * s_x[z], shortened * s_y[z], shortened * s_z[z]
+            _split(o_x, np.float32(x), zero, np.int32(size_x), whole[0], part[0])
+            _split(o_y, np.float32(y), zero, np.int32(size_y), whole[1], part[1])
+            _split(o_z, zero, np.float32(1), np.int32(size_z), whole[2], part[2])
             for z in range(size_z):
-                p_x = min(max(np.float32(x) + o_x[z], zero), end_x)
-                p_y = min(max(np.float32(y) + o_y[z], zero), end_y)
-                p_z = min(max(np.float32(z) + o_z[z], zero), end_z)
-                i_x, i_y, i_z = min(int(p_x), size_x - 2), min(int(p_y), size_y - 2), min(int(p_z), size_z - 2)
-                t_x, t_y, t_z = p_x - np.float32(i_x), p_y - np.float32(i_y), p_z - np.float32(i_z)
-                i = np.uint64(i_x) * step_x + np.uint64(i_y) * step_y + np.uint64(i_z)
+                t_x, t_y, t_z = part[0, z], part[1, z], part[2, z]
+                i = np.uint64(whole[0, z]) * step_x + np.uint64(whole[1, z]) * step_y + np.uint64(whole[2, z])
                 o_x[z] += _interpolate(flat, i, step_x, step_y, one, t_x, t_y, t_z)
                 o_y[z] += _interpolate(flat, i + volume, step_x, step_y, one, t_x, t_y, t_z)
                 o_z[z] += _interpolate(flat, i + volume + volume, step_x, step_y, one, t_x, t_y, t_z)

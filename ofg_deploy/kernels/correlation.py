@@ -29,8 +29,22 @@ FLOOR = 0.03
 
 def floor(image: Array) -> float:
     """What is added to the variance of each window of ``image``; NaN where nothing of it is known."""
-    known = image[np.isfinite(image)]
-    return FLOOR**2 * float(known.var(dtype=np.float64)) if known.size else float("nan")
+    # By planes: squares of a volume in double precision would be the largest array of a registration.
+    planes = [_spread_of(plane[np.isfinite(plane)]) for plane in image]
+    counts, means, squares = np.array(planes).T
+    if not (count := counts.sum()):
+        return float("nan")
+    mean = (counts * means).sum() / count
+    return FLOOR**2 * float((squares.sum() + (counts * (means - mean) ** 2).sum()) / count)
+
+
+def _spread_of(known: Array) -> tuple[int, float, float]:
+    """How many numbers, their mean, and the sum of squares about it."""
+    if not known.size:
+        return 0, 0.0, 0.0
+    apart = known.astype(np.float64)
+    apart -= (mean := float(apart.mean()))
+    return known.size, mean, float(np.square(apart, out=apart).sum())
 
 
 def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, floors: tuple[float, float]) -> float:
@@ -65,14 +79,40 @@ def _add(sums: Double, row: Double, sign: float) -> None:
 
 
 @compiled()
+def _move(sums: Double, entering: Double, leaving: Double) -> None:
+    for i in range(sums.size):
+        sums[i] = (sums[i] + entering[i]) - leaving[i]
+
+
+@compiled()
 def _sum_window(row: Double, sums: Double, window: int) -> None:
-    """sums[i] = row[i] + ... + row[i + window - 1]; two terms at a time, each loop vectorised."""
-    for i in range(row.size):
-        sums[i] = row[i]
-    for k in range(1, window, 2):
+    """sums[i] = row[i] + ... + row[i + window - 1], where there are so many; several terms at a time, in vectors."""
+    k, last = 1, row.size - window + 1
+    if window >= 5:
+        first, second, third, fourth = row[1:], row[2:], row[3:], row[4:]
+        for i in range(last):
+            sums[i] = (row[i] + (first[i] + second[i])) + (third[i] + fourth[i])
+        k = 5
+    else:
+        for i in range(last):
+            sums[i] = row[i]
+    while k + 4 <= window:
+        first, second, third, fourth = row[k:], row[k + 1 :], row[k + 2 :], row[k + 3 :]
+        for i in range(last):
+            sums[i] = (sums[i] + (first[i] + second[i])) + (third[i] + fourth[i])
+        k += 4
+    if k < window:
         first, second = row[k:], row[k + 1 :]
-        for i in range(second.size):
+        for i in range(last):
             sums[i] += first[i] + second[i]
+
+
+@compiled()
+def _all_known(a: Array, b: Array) -> bool:
+    unknown = 0
+    for z in range(a.size):
+        unknown += (a[z] != a[z]) | (b[z] != b[z])
+    return unknown == 0
 
 
 @compiled()
@@ -97,6 +137,27 @@ def _add_products(sums: Double, a: Array, b: Array, stride: int, half: int, sign
     ones = sums[5 * stride + half :]
     for z in range(size):
         ones[z] += sign if (a[z] == a[z]) & (b[z] == b[z]) else 0.0
+
+
+@compiled()
+def _move_known(sums: Double, a: Array, b: Array, old_a: Array, old_b: Array, stride: int, half: int) -> None:
+    """Add one row and subtract another, as ``_add_products``, where all of both is known: no mask, the ones stay."""
+    size = a.size
+    sum_a, sum_b, sum_ab = sums[half:], sums[stride + half :], sums[4 * stride + half :]
+    for z in range(size):
+        sum_a[z] = (sum_a[z] + np.float64(a[z])) - np.float64(old_a[z])
+    for z in range(size):
+        sum_b[z] = (sum_b[z] + np.float64(b[z])) - np.float64(old_b[z])
+    sum_aa, sum_bb = sums[2 * stride + half :], sums[3 * stride + half :]
+    for z in range(size):
+        value, old = np.float64(a[z]), np.float64(old_a[z])
+        sum_aa[z] = (sum_aa[z] + value * value) - old * old
+    for z in range(size):
+        value, old = np.float64(b[z]), np.float64(old_b[z])
+        sum_bb[z] = (sum_bb[z] + value * value) - old * old
+    for z in range(size):
+        product, old = np.float64(a[z]) * np.float64(b[z]), np.float64(old_a[z]) * np.float64(old_b[z])
+        sum_ab[z] = (sum_ab[z] + product) - old
 
 
 @compiled()
@@ -127,6 +188,23 @@ def _weigh(
 
 
 @compiled()
+def _enter_and_leave(
+    row: Double, a: Array, b: Array, ahead: int, behind: int, least: int, y: int, stride: int, half: int
+) -> None:
+    """The row of plane ``ahead`` comes into the sums, where the grid goes so far; that of ``behind`` leaves them."""
+    enters, leaves = ahead < a.shape[0], behind >= least
+    new_a, new_b = a[min(ahead, a.shape[0] - 1), y], b[min(ahead, a.shape[0] - 1), y]
+    old_a, old_b = a[max(behind, 0), y], b[max(behind, 0), y]
+    if enters and leaves and _all_known(new_a, new_b) and _all_known(old_a, old_b):
+        _move_known(row, new_a, new_b, old_a, old_b, stride, half)
+        return
+    if enters:
+        _add_products(row, new_a, new_b, stride, half, 1.0)
+    if leaves:
+        _add_products(row, old_a, old_b, stride, half, -1.0)
+
+
+@compiled()
 def _correlate_slab(
     first: int, a: Array, b: Array, window: int, floor_a: float, floor_b: float, weights: Array, total: Double,
     scratch: Double,
@@ -140,16 +218,15 @@ def _correlate_slab(
         for y in range(size_y):
             _add_products(planes[y], a[x, y], b[x, y], stride, half, 1.0)
     for x in range(first, min(first + PLANES, size_x)):
-        rows[:] = 0.0
+        rows[:], least = 0.0, 0 if x > first else size_x
         for y in range(size_y + half):
             if y < size_y:
-                row = planes[y]
-                if x + half < size_x:
-                    _add_products(row, a[x + half, y], b[x + half, y], stride, half, 1.0)
-                if x > first and x - half > 0:
-                    _add_products(row, a[x - half - 1, y], b[x - half - 1, y], stride, half, -1.0)
-                _add(rows, row, 1.0)
-            if y >= window:
+                _enter_and_leave(planes[y], a, b, x + half, x - half - 1, least, y, stride, half)
+            if window <= y < size_y:
+                _move(rows, planes[y], planes[y - window])
+            elif y < size_y:
+                _add(rows, planes[y], 1.0)
+            elif y >= window:
                 _add(rows, planes[y - window], -1.0)
             if y >= half:
                 _sum_window(rows, sums, window)
@@ -184,6 +261,14 @@ def _add_rows(sums: Double, weights: Array, stride: int, half: int, sign: float)
 
 
 @compiled()
+def _move_rows(sums: Double, entering: Array, leaving: Array, stride: int, half: int) -> None:
+    for channel in range(3):
+        row, source, old = sums[channel * stride + half :], entering[channel], leaving[channel]
+        for z in range(source.size):
+            row[z] = (row[z] + np.float64(source[z])) - np.float64(old[z])
+
+
+@compiled()
 def _gradient(sums: Double, stride: int, a: Array, b: Array, factor: float) -> None:
     by_cross, by_var, by_mean = sums[:stride], sums[stride : 2 * stride], sums[2 * stride :]
     for z in range(a.size):
@@ -204,13 +289,18 @@ def _spread_slab(first: int, weights: Array, window: int, a: Array, b: Array, fa
         rows[:] = 0.0
         for y in range(size_y + half):
             if y < size_y:
-                row = planes[y]
-                if x + half < size_x:
+                row, enters, leaves = planes[y], x + half < size_x, x > first and x - half > 0
+                if enters and leaves:
+                    _move_rows(row, weights[x + half, y], weights[x - half - 1, y], stride, half)
+                elif enters:
                     _add_rows(row, weights[x + half, y], stride, half, 1.0)
-                if x > first and x - half > 0:
+                elif leaves:
                     _add_rows(row, weights[x - half - 1, y], stride, half, -1.0)
-                _add(rows, row, 1.0)
-            if y >= window:
+            if window <= y < size_y:
+                _move(rows, planes[y], planes[y - window])
+            elif y < size_y:
+                _add(rows, planes[y], 1.0)
+            elif y >= window:
                 _add(rows, planes[y - window], -1.0)
             if y >= half:
                 _sum_window(rows, sums, window)

@@ -22,12 +22,14 @@ def coarser_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @compiled(parallel=True)
-def coarsen_known(image: Array, out: Array) -> None:
-    """As ``coarsen``, of those voxels that are not NaN; NaN where they have less than half of the weight."""
+def fill_known(image: Array, out: Array) -> None:
+    """Where ``coarsen`` left NaN: the mean of those voxels that are not NaN, if they have half of the weight."""
     size_x, size_y, size_z = image.shape
     for x in prange(out.shape[0]):
         for y in range(out.shape[1]):
             for z in range(out.shape[2]):
+                if not np.isnan(out[x, y, z]):
+                    continue
                 total, known = 0.0, 0.0
                 for n in range(27):
                     i, j, k = n // 9 - 1, n // 3 % 3 - 1, n % 3 - 1
@@ -37,7 +39,8 @@ def coarsen_known(image: Array, out: Array) -> None:
                         weight = 0.125 * 0.5 ** (abs(i) + abs(j) + abs(k))
                         total += weight * value
                         known += weight
-                out[x, y, z] = total / known if known >= 0.5 else np.nan
+                if known >= 0.5:
+                    out[x, y, z] = total / known
 
 
 @compiled(parallel=True)
@@ -62,6 +65,13 @@ def coarsen(image: Array, out: Array) -> None:
             for z in range(out.shape[2]):
                 k = 2 * z
                 out[x, y, z] = quarter * (row[max(k - 1, 0)] + row[min(k + 1, size_z - 1)]) + half * row[k]
+
+
+def coarsen_known(image: Array, out: Array) -> None:
+    """As ``coarsen``, of those voxels that are not NaN; NaN where they have less than half of the weight."""
+    coarsen(image, out)
+    if np.isnan(out).any():
+        fill_known(image, out)
 
 
 @compiled(parallel=True)

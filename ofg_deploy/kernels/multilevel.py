@@ -111,7 +111,6 @@ def _pyramid(image: Image, depth: int, buffers: Buffers, name: str) -> list[Imag
     images = [image]
     for n in range(1, depth + 1):
         out = buffers.part(f"level {n}").take(name, levels.coarser_shape(images[-1].shape))
-        coarsen = levels.coarsen_known if np.isnan(images[-1]).any() else levels.coarsen
-        coarsen(images[-1], out)
+        levels.coarsen_known(images[-1], out)
         images.append(out)
     return images

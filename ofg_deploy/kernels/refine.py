@@ -175,6 +175,11 @@ class Descent:
         self._slope = self._buffers.take("slope", given.shape)
         self._direction = self._buffers.take("direction", given.shape)
 
+    def restart(self, field: Field) -> None:
+        """Go on from another field, (3, X, Y, Z) and finite, which is copied, with steps of their first length."""
+        self.field[...] = field
+        self._longest = self._options.step
+
     def loss(self) -> float:
         """The local NCC loss (-1..0) of ``field`` as it is; leaves the gradient that ``step`` goes down."""
         from ofg_deploy.kernels import correlation, local_ncc

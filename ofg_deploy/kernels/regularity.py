@@ -21,10 +21,10 @@ def diffusion(field: Array) -> float:
 
     As ``ofg_deploy.train.losses.diffusion``; at least 2 voxels along each axis.
     """
-    totals = np.empty((field.shape[1], 3))
-    _sum_squares(field, totals)
+    columns = np.zeros((field.shape[1], 3, field.shape[3]))
+    _sum_squares(field, columns)
     shape = np.array(field.shape[1:])
-    return float(np.sum(totals.sum(axis=0) / (field.size * (shape - 1) / shape))) / 3
+    return float(np.sum(columns.sum(axis=2).sum(axis=0) / (field.size * (shape - 1) / shape))) / 3
 
 
 def folding_percent(field: Array) -> float:
@@ -38,29 +38,27 @@ def folding_percent(field: Array) -> float:
 
 
 @compiled()
-def _sum_squared_differences(first: Array, second: Array) -> float:
-    total = 0.0
+def _add_squares(sums: Array, first: Array, second: Array) -> None:
+    """Column by column: what is not added up along a row can be added in vectors."""
     for z in range(first.size):
         difference = np.float64(second[z]) - np.float64(first[z])
-        total += difference * difference
-    return total
+        sums[z] += difference * difference
 
 
 @compiled(parallel=True)
-def _sum_squares(field: Array, totals: Array) -> None:
-    """Squared forward differences of plane x along each axis, over all components, into ``totals`` (X, 3)."""
+def _sum_squares(field: Array, columns: Array) -> None:
+    """Squared forward differences of plane x along each axis, over all components, added to ``columns`` (X, 3, Z)."""
     size_x, size_y = field.shape[1:3]
     for x in prange(size_x):
-        along_x, along_y, along_z = 0.0, 0.0, 0.0
+        along_x, along_y, along_z = columns[x, 0], columns[x, 1], columns[x, 2]
         for c in range(3):
             for y in range(size_y):
                 row = field[c, x, y]
                 if x + 1 < size_x:
-                    along_x += _sum_squared_differences(row, field[c, x + 1, y])
+                    _add_squares(along_x, row, field[c, x + 1, y])
                 if y + 1 < size_y:
-                    along_y += _sum_squared_differences(row, field[c, x, y + 1])
-                along_z += _sum_squared_differences(row[:-1], row[1:])
-        totals[x, 0], totals[x, 1], totals[x, 2] = along_x, along_y, along_z
+                    _add_squares(along_y, row, field[c, x, y + 1])
+                _add_squares(along_z, row[:-1], row[1:])
 
 
 @compiled(parallel=True)

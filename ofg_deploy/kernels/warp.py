@@ -53,22 +53,34 @@ def _known_part(image: Array, x: int, y: int, z: int, t_x: Any, t_y: Any, t_z: A
     return total / known if known >= 0.5 else unknown
 
 
+@compiled()
+def _split(moved: Array, first: Any, step: Any, below: Array, part: Array) -> None:
+    """Positions along one axis: the voxel below, and how far above it; by itself, so that it is done in vectors."""
+    for z in range(moved.size):
+        whole = np.floor(moved[z])
+        below[z], part[z] = whole + (first + step * np.float32(z)), moved[z] - whole
+
+
 @compiled(parallel=True)
 def _warp(image: Array, field: Array, warped: Array, slope: Array, outside: Any) -> None:
     size_x, size_y, size_z = image.shape
     flat = image.reshape(-1)
     step_x, step_y, one = np.uint64(size_y * size_z), np.uint64(size_z), np.uint64(1)
-    blind = np.isnan(outside)
+    blind, zero = np.isnan(outside), np.float32(0)
+    end_x, end_y, end_z = np.float32(size_x - 1), np.float32(size_y - 1), np.float32(size_z - 1)
     for x in prange(size_x):
+        below, part = np.empty((3, size_z), field.dtype), np.empty((3, size_z), field.dtype)
         for y in range(size_y):
             d_x, d_y, d_z = field[0, x, y], field[1, x, y], field[2, x, y]
             out, s_x, s_y, s_z = warped[x, y], slope[0, x, y], slope[1, x, y], slope[2, x, y]
+            _split(d_x, np.float32(x), zero, below[0], part[0])
+            _split(d_y, np.float32(y), zero, below[1], part[1])
+            _split(d_z, zero, np.float32(1), below[2], part[2])
             for z in range(size_z):
-                f_x, f_y, f_z = np.floor(d_x[z]), np.floor(d_y[z]), np.floor(d_z[z])
-                t_x, t_y, t_z = d_x[z] - f_x, d_y[z] - f_y, d_z[z] - f_z
-                p_x, p_y, p_z = f_x + np.float32(x), f_y + np.float32(y), f_z + np.float32(z)
-                if 0 <= p_x < size_x - 1 and 0 <= p_y < size_y - 1 and 0 <= p_z < size_z - 1:
-                    i = np.uint64(p_x) * step_x + np.uint64(p_y) * step_y + np.uint64(p_z)
+                t_x, t_y, t_z = part[0, z], part[1, z], part[2, z]
+                p_x, p_y, p_z = below[0, z], below[1, z], below[2, z]
+                if 0 <= p_x < end_x and 0 <= p_y < end_y and 0 <= p_z < end_z:
+                    i = np.uint64(int(p_x)) * step_x + np.uint64(int(p_y)) * step_y + np.uint64(int(p_z))
                     v000, v001, v010, v011 = flat[i], flat[i + one], flat[i + step_y], flat[i + step_y + one]
                     i += step_x
                     v100, v101, v110, v111 = flat[i], flat[i + one], flat[i + step_y], flat[i + step_y + one]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.field import Field
-from ofg_deploy.geometry import Grid, Matrix, Shape
+from ofg_deploy.geometry import Grid, Matrix, Shape, corner_voxels, transform_points
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Descent, Greedy
@@ -271,12 +271,22 @@ def known(image: npt.NDArray[Any], grid: Grid, source: Grid, source_from_grid: M
         source: the grid it came from. source_from_grid: (4, 4) RAS mm of ``grid`` -> RAS mm of ``source``.
     """
     matrix = source.vox_from_world @ source_from_grid @ grid.world_from_vox
-    x, y, z = np.ogrid[tuple(slice(n) for n in grid.shape)]
-    inside = np.ones(grid.shape, bool)
-    for (a, b, c, d), size in zip(matrix[:3], source.shape, strict=True):
-        at = (a * x + b * y + d) + c * z
-        inside &= (at > -0.5) & (at < size - 0.5)
-    return image if inside.all() else np.where(inside, image, np.float32(np.nan))
+    corners = transform_points(matrix, corner_voxels(grid.shape))
+    if all(_within(at, size).all() for at, size in zip(corners, source.shape, strict=True)):
+        return image
+    found = np.empty(grid.shape, np.result_type(image, np.float32))
+    y, z = np.ogrid[: grid.shape[1], : grid.shape[2]]
+    for x, plane in enumerate(found):  # what is worked out for one plane stays in the cache
+        inside = np.ones(plane.shape, bool)
+        for (a, b, c, d), size in zip(matrix[:3], source.shape, strict=True):
+            inside &= _within((a * x + b * y + d) + c * z, size)
+        plane[...] = np.where(inside, image[x], np.float32(np.nan))
+    return found
+
+
+def _within(at: npt.NDArray[Any], size: int) -> npt.NDArray[np.bool_]:
+    """Of voxel positions along an axis, which are in the field of view."""
+    return np.asarray((at > -0.5) & (at < size - 0.5))
 
 
 def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], options: Refinement) -> Refined:
@@ -300,11 +310,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
     start, buffers = time.perf_counter(), Buffers()
     greedy = options.steps_on(moving.shape)
 
-    def descent_from(there: Field) -> tuple[Descent, float]:
-        descent = Descent(greedy, there, moving, fixed, buffers)
-        return descent, energy(descent)
-
-    def energy(descent: Descent) -> float:
+    def energy() -> float:
         return descent.loss() + options.smoothness * diffusion(descent.field)
 
     def folds(there: Field) -> float:
@@ -318,14 +324,18 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
     with compiled.threads(min(options.threads, compiled.most_threads())) as threads:
         before = folding_percent(field)
         allowed = max(before, options.folding_percent)
-        descent, network_energy = descent_from(field)
+        descent = Descent(greedy, field, moving, fixed, buffers)
+        network_energy = energy()
         approach = None
         if coarse := options.coarse(moving.shape):
             near = coarse.approach(field, moving, fixed, threads, buffers)
             folded = folds(near)
-            there, reached = descent_from(near)
+            descent.restart(near)
+            reached = energy()
             approach = Approach(coarse.coarse_steps, reached, folded, reached < network_energy and folded <= allowed)
-            descent = there if approach.taken else descent_from(field)[0]
+            if not approach.taken:
+                descent.restart(field)
+                descent.loss()
         first = approach if approach and approach.taken else None
         energies, kept = [first.energy if first else network_energy], 0
         stopped: Stop = "steps"
@@ -338,7 +348,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
             if share > allowed:
                 stopped = "folding"
                 break
-            energies.append(energy(descent))
+            energies.append(energy())
             if energies[step] < energies[kept]:
                 best[:], kept, after = descent.field, step, share
             if not _fell(energies, options.tolerance, options.patience):

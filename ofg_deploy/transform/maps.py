@@ -108,6 +108,8 @@ def field_map(
 
 def marked(components: npt.NDArray[Any]) -> Inside:
     """Which numbers are ITK's mark of an unknown displacement."""
+    if components.max() < MARKS[0] and components.min() > -MARKS[0]:  # False for NaN, as well
+        return np.zeros(components.shape, np.bool_)
     return np.asarray(np.isin(np.abs(components), np.array(MARKS).astype(components.dtype)))
 
 

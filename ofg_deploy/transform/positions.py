@@ -52,8 +52,8 @@ def load_displacements(path: Path, max_voxels: int) -> FieldMap:
     if kind == "positions":
         vectors = from_positions(vectors, grid.world_from_vox)
     elif kind == "itk":
-        signs = np.diag(LPS_FROM_RAS)[:3, None, None, None].astype(np.float32)
-        vectors = vectors * signs + np.float32(0)  # never -0
+        for sign, component in zip(np.diag(LPS_FROM_RAS), vectors, strict=False):  # in its place, and never -0
+            (np.add if sign > 0 else np.subtract)(np.float32(0), component, out=component)
     found = field_map(vectors, grid, path, warnings, unknown)
     if kind == "itk" and _suspected(found):
         return replace(found, warnings=(*found.warnings, _suspicion(path)))
