@@ -91,7 +91,7 @@ def test_the_sidecar_is_the_last_file_to_appear(tmp_path, files, engine, monkeyp
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 @pytest.mark.parametrize(
-    "stage", ["serve.register.save_volume", "transform.dialects.save_transform", "serve.register.to_json"]
+    "stage", ["serve.register.save_volume", "transform.dialects.save_transform", "sidecar.to_json"]
 )
 def test_a_run_stopped_while_writing_leaves_nothing(tmp_path, files, engine, monkeypatch, stage, error):
     def stop(*arguments: object) -> None:

@@ -16,7 +16,7 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume, save_transform, save_volume
-from ofg_deploy.outputs import check_inputs_stay, check_writable, staged, to_json, written
+from ofg_deploy.outputs import check_inputs_stay, check_writable, staged
 from ofg_deploy.preprocess import Init, NetworkInput, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve import companions, sidecar
 from ofg_deploy.serve.automatic import strangeness
@@ -28,6 +28,7 @@ from ofg_deploy.serve.measures import adds_nothing, compare_labels, landmark_err
 from ofg_deploy.serve.no_network import NoNetwork, Promise
 from ofg_deploy.serve.refinement import Refined, known, refine
 from ofg_deploy.serve.sidecar import Clock
+from ofg_deploy.sidecar import Landmarks, Written
 from ofg_deploy.transform import dialects, itk
 from ofg_deploy.transform.inverse import InverseField, inverse_field
 from ofg_deploy.transform.maps import FieldMap, Inside, field_map
@@ -200,20 +201,20 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
         )
         if refined or not isinstance(engine.contract, NoNetwork):  # otherwise nothing was to follow it
             remarks += [line] if (line := adds_nothing(figures)) else []
-        record["warnings"] = [*prepared.notes, *record["warnings"], *remarks]
+        record.warnings = [*prepared.notes, *record.warnings, *remarks]
         if "landmarks" in figures:
-            record["landmarks"] = {"matched_by": beside.matched_by()}
+            record.landmarks = Landmarks(beside.matched_by())
         if warped.min() == warped.max():
             said = f"the warped image is {warped.flat[0]:g} everywhere: the map leads out of the moving image"
-            record["warnings"].append(f"{said}, or to one place in it")
-        record["warnings"] += outside_warning(displacement, None, fixed.grid, moving.grid)
-        record["warnings"] += [
+            record.warnings.append(f"{said}, or to one place in it")
+        record.warnings += outside_warning(displacement, None, fixed.grid, moving.grid)
+        record.warnings += [
             f"{path.name} was there before and is no part of this result; it stays: nothing shows that we wrote it"
             for path in job.unproven(init)
         ]
-        record["written"] = {role: written(path) for role, path in partial.items() if role != "sidecar"}
-        partial["sidecar"].write_text(to_json(record))
-    return Result(outputs, record)
+        record.written = {role: Written.of(path) for role, path in partial.items() if role != "sidecar"}
+        partial["sidecar"].write_text(record.to_json())
+    return Result(outputs, record.to_record())
 
 
 def _start(init: Init | Path, beside: Companions) -> Start:
