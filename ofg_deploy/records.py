@@ -6,7 +6,8 @@ import json
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -30,7 +31,7 @@ _SAID = re.compile(r"(.*?)(?: - at (`key` in )?`(\$[^`]*)`)?", re.DOTALL)  # msg
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
-def read_record(path: Path, kind: type[Kind], what: str, advice: str = "") -> Kind:
+def read_as(path: Path, kind: type[Kind], what: str, advice: str = "") -> Kind:
     """A JSON file as a ``kind``. Raises InputError as ``outputs.read_json`` and ``fitted``."""
     return fitted(read_json(path), kind, f"{path} {what}", advice)
 
@@ -70,13 +71,14 @@ def _in_words(content: Any, kind: Any, error: msgspec.ValidationError) -> str:
         return f"{named((*place, missing[1]))} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", said, re.DOTALL):
         return f"{named((*place, unknown[1][:LONGEST]))} is not known"
+    choices = _choices(kind, place, bool(of_key))
+    expected = _joined(choices) if choices else _expected(said)
     if of_key:
-        return f"{where} has a key that is not {_expected(said)}"
-    if said.startswith("Expected "):
-        return f"{where} is {_shown(_at(content, place))}, expected {_expected(said)}"
-    if said.startswith(("Invalid enum value", "Number out of range", "Integer value out of range")):
-        why = "which is not known" if said.startswith("Invalid") else "out of range"
-        return f"{where} is {_shown(_at(content, place))}, {why}"
+        return f"{where} has a key that is not {expected}"
+    if said.startswith(("Expected ", "Invalid enum value")):
+        return f"{where} is {_shown(_at(content, place))}, expected {expected}"
+    if said.startswith(("Number out of range", "Integer value out of range")):
+        return f"{where} is {_shown(_at(content, place))}, out of range"
     return said if not place or said.startswith(where) else f"{where}: {said}"  # of the type's own checks
 
 
@@ -84,9 +86,37 @@ def _expected(said: str) -> str:
     """``Expected `float | null`, got `str``` -> ``a number or null``."""
     match = re.match(r"Expected `(.*?)`(?: of (length .*?))?(?:, got .*)?$", said, re.DOTALL)
     kinds = match[1].split(" | ") if match else []
-    words = [IN_WORDS.get(kind, kind) for kind in kinds]
-    text = " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    text = _joined([IN_WORDS.get(kind, kind) for kind in kinds])
     return f"{text} of {match[2]}" if match and match[2] else text
+
+
+def _joined(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _choices(kind: Any, place: Place, of_key: bool) -> list[str]:
+    """The values that a ``Literal`` there allows, or one for the keys there; empty where it is none."""
+    kinds = _members(kind)
+    for step in place:
+        kinds = [member for each in kinds for inner in _inner(each, step) for member in _members(inner)]
+    if of_key:
+        kinds = [get_args(each)[0] for each in kinds if get_origin(each) is dict]
+    found = [str(value) for each in kinds if get_origin(each) is Literal for value in get_args(each)]
+    return [*found, "null"] if found and type(None) in kinds else found
+
+
+def _members(kind: Any) -> list[Any]:
+    return list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _inner(kind: Any, step: str | int) -> list[Any]:
+    """The type of an entry."""
+    parts = get_args(kind)
+    if get_origin(kind) is dict:
+        return [parts[1]]
+    if isinstance(step, int) and parts:
+        return [parts[0] if Ellipsis in parts or len(parts) <= step else parts[step]]
+    return [hint] if isinstance(kind, type) and (hint := get_type_hints(kind).get(str(step))) else []
 
 
 def _place(content: Any, kind: Any, error: msgspec.ValidationError, path: str) -> Place:
@@ -142,13 +172,16 @@ def _shown(value: Any) -> str:
 
 
 def _others(content: Any, value: Any, place: Place) -> str | None:
-    """Which entry of an object is missing or not known, where the type knows all of them; None if neither is."""
+    """Which entry of a dataclass is missing or not known, at any depth; None if none is."""
     if isinstance(value, tuple | list) and isinstance(content, tuple | list):
         inner = [(*each, (*place, at)) for at, each in enumerate(zip(content, value, strict=True))]
     elif is_dataclass(value) and isinstance(content, dict):
         names = [field.name for field in fields(value)]
         for name in sorted({*names} ^ content.keys(), key=str):
             return f"{named((*place, str(name)[:LONGEST]))} is {'missing' if name in names else 'not known'}"
+        inner = [(content[name], getattr(value, name), (*place, name)) for name in names]
+    elif isinstance(value, msgspec.Struct):
+        names = [name for name in value.__struct_fields__ if name in content]
         inner = [(content[name], getattr(value, name), (*place, name)) for name in names]
     else:
         return None
