@@ -7,13 +7,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_model
-from ofg_deploy.outputs import read_json, read_text, sha256_file, to_json
+from ofg_deploy.outputs import read_text, sha256_file, to_json
+from ofg_deploy.records import read_as
 from ofg_deploy.serve.engine_file import model_beside, read_record
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
 MAX_SHOWN = 8  # tensors of a checkpoint, and words of a value; --json shows all
+
+
+class _Pairs(msgspec.Struct):
+    training: list[Any]
+    validation: list[Any]
+
+
+class _Run(msgspec.Struct):
+    """What is shown of the ``config.json`` of a run, of this version or an earlier one."""
+
+    version: str
+    torch: str
+    command: list[str]
+    config: dict[str, Any]
+    pairs: _Pairs
 
 
 def show(path: Path, as_json: bool) -> None:
@@ -66,12 +84,9 @@ def _run(path: Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise InputError(f"{path} is not a run of ofg train: it has no config.json")
-    try:
-        record = read_json(config)
-        known = {key: record[key] for key in ("version", "torch", "command", "config")}
-        pairs = {role: len(record["pairs"][role]) for role in ("training", "validation")}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{config} is damaged: {error}") from error
+    record = read_as(config, _Run, "is damaged")
+    known = {"version": record.version, "torch": record.torch, "command": record.command, "config": record.config}
+    pairs = {"training": len(record.pairs.training), "validation": len(record.pairs.validation)}
     metrics = path / "metrics.csv"
     finished = max(0, len(read_text(metrics).splitlines()) - 1) if metrics.is_file() else 0
     there = {name: (path / name).is_file() for name in ("best.pt", "last.pt")}

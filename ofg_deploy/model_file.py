@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from operator import index
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.outputs import parse_json
-from ofg_deploy.preprocess import Init, Intensity, NetworkInput
+from ofg_deploy.preprocess import Init, NetworkInput
+from ofg_deploy.records import fitted
 
 SCHEMA = 3  # 2: the axes of the network's grid; 3: precision, sizes, outputs
 OPSET = 20  # of the graphs we export: the first with a GridSample of volumes
@@ -113,42 +113,25 @@ class Contract:
         """
         try:
             record = parse_json(text)
-            if record["schema"] != SCHEMA:
-                raise InputError(
-                    f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
-                    "export it again with this version"
-                )
-            known = {"expects": read_network_input(record["expects"]), "outputs": tuple(record["outputs"])}
-            contract = cls(**{**_exactly(cls, record), **known})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} carries a damaged contract ({error}): export the model again") from error
+        except ValueError as error:
+            raise InputError(f"{path} carries a damaged contract: {error}: export the model again") from error
+        return cls.from_record(record, path)
+
+    @classmethod
+    def from_record(cls, record: Any, path: Path) -> Contract:
+        """The same of JSON that is parsed."""
+        if isinstance(record, dict) and "schema" in record and record["schema"] != SCHEMA:
+            raise InputError(
+                f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
+                "export it again with this version"
+            )
+        contract = fitted(record, cls, f"{path} carries a damaged contract", "export the model again", exactly=True)
         if contract.field_unit != "voxel" or contract.field_maps != "fixed_to_moving":
             raise InputError(f"{path} predicts a {contract.field_unit} {contract.field_maps} field: not supported")
         made = (contract.precision, contract.sizes, contract.outputs)
         if any(value not in known for value, known in zip(made, (PRECISIONS, SIZES, OUTPUTS), strict=True)):
             raise InputError(f"{path} is {' '.join(map(str, made))}: not supported, export it again")
         return contract
-
-
-def read_network_input(record: dict[str, Any]) -> NetworkInput:
-    """The inverse of ``dataclasses.asdict`` for ``NetworkInput``; extra or missing keys raise ``TypeError``."""
-    (x, y, z), (sx, sy, sz) = _exactly(NetworkInput, record)["shape"], record["spacing_mm"]
-    known = {
-        "shape": (index(x), index(y), index(z)),
-        "spacing_mm": (float(sx), float(sy), float(sz)),
-        "intensity": Intensity(**_exactly(Intensity, record["intensity"])),
-    }
-    return NetworkInput(**{**record, **known})
-
-
-def _exactly(cls: type[Any], record: dict[str, Any]) -> dict[str, Any]:
-    """``record`` itself if it has every field of the dataclass and nothing else."""
-    names = {field.name for field in fields(cls)}
-    if set(record) != names:
-        raise TypeError(f"{cls.__name__.lower()} with other entries than {', '.join(sorted(names))}")
-    return record
 
 
 def seal(content: bytes) -> bytes:

@@ -251,21 +251,6 @@ def parse_csv(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def written(path: Path) -> dict[str, Any]:
-    """Size and digest of a file, by which ``is_as_written`` knows it again. JSON-ready. Raises OSError."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def is_as_written(path: Path, known: dict[str, Any]) -> bool:
-    """Whether this is the very file, and no link to one. Raises KeyError and the like where ``known`` is damaged."""
-    try:
-        status = path.lstat()
-        same = stat.S_ISREG(status.st_mode) and status.st_size == known["bytes"]
-        return same and sha256_file(path) == known["sha256"]
-    except OSError:
-        return False
-
-
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes. Raises OSError where it cannot be read, or is no file: a device never ends."""
     if not stat.S_ISREG(path.stat().st_mode):

@@ -57,6 +57,8 @@ class Intensity:
         out_of_range = self.kind == "percentile" and (self.low < 0 or self.high > 100)
         if out_of_range or not -np.inf < self.low < self.high < np.inf:
             raise UsageError(f"intensity limits {self.low:g}, {self.high:g} are out of order or range")
+        for name in ("low", "high"):  # as they come back from a record: keys of caches are made of them
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def parse(cls, text: str) -> Intensity:
@@ -136,6 +138,7 @@ class NetworkInput:
     def __post_init__(self) -> None:
         check_voxels(self.shape, 2)
         check_spacing(self.spacing_mm)
+        object.__setattr__(self, "spacing_mm", tuple(map(float, self.spacing_mm)))
         if self.init not in get_args(Init):
             raise UsageError(f"init {self.init!r} is unknown: use one of {', '.join(get_args(Init))}")
         try:

@@ -13,12 +13,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ofg_deploy import __version__
 from ofg_deploy.errors import GeometryError, InputError, UsageError
 from ofg_deploy.locations import portable
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.register import register
+from ofg_deploy.version import __version__
 
 
 @pytest.mark.parametrize("init", ["none", "affine"])
@@ -90,9 +90,7 @@ def test_the_sidecar_is_the_last_file_to_appear(tmp_path, files, engine, monkeyp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize(
-    "stage", ["serve.saving.save_volume", "transform.dialects.save_transform", "serve.saving.to_json"]
-)
+@pytest.mark.parametrize("stage", ["serve.saving.save_volume", "transform.dialects.save_transform", "sidecar.to_json"])
 def test_a_run_stopped_while_writing_leaves_nothing(tmp_path, files, engine, monkeypatch, stage, error):
     def stop(*arguments: object) -> None:
         if isinstance(arguments[0], Path):

@@ -259,7 +259,7 @@ def test_panels_show_what_their_files_hold(sidecars: dict[str, Path]) -> None:
     moving = np.asarray(nib.load(inputs["moving"]).dataobj)
     for role, path, whole in (
         ("fixed", inputs["fixed"], None),
-        ("warped", sidecars["labelled"].parent / registration.record["outputs"]["warped"], moving),
+        ("warped", sidecars["labelled"].parent / registration.record.outputs["warped"], moving),
     ):
         image = nib.load(path)
         upright = np.asarray(nib.as_closest_canonical(image).dataobj)

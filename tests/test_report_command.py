@@ -140,7 +140,7 @@ def test_what_is_broken_is_a_row_of_its_own(ofg: Callable[..., Done], tmp_path: 
         "other-shape": "has the shape (3, 3, 3), not that of the fixed image, (12, 14, 10)",
         "newer": "schema 1",
         "endless": "overlap is 1000",
-        "far": "start.moving_from_fixed is no 4x4 matrix",
+        "far": "start.moving_from_fixed[0][0] is 1000",
     }.items():
         assert told in rows[name]["reasons"], name
     assert float(rows["gone"]["ncc_after"]) == 0.9  # what is known is shown all the same

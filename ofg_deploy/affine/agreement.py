@@ -182,7 +182,7 @@ def _samples(
 def _spread(count: int) -> Matrix:
     """(N, 3) places in a box of edge 1, neighbours in turn: their voxels are in cache. Not to be written to."""
     steps = np.arange(1, count + 1)[:, None] * SPREAD % 1.0
-    return steps[np.lexsort((steps * NEAR).astype(np.int64).T)]
+    return np.asarray(steps[np.lexsort((steps * NEAR).astype(np.int64).T)])
 
 
 def _mapped(matrix: Matrix, points: Matrix) -> Matrix:

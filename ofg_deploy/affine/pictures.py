@@ -160,7 +160,7 @@ def _means(data: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
     if data.shape[axis] >= PAIRWISE:
         return np.asarray(data.mean(axis=axis, dtype=np.float32))
     parts = np.moveaxis(data, axis, 0)
-    total = parts[0] + parts[1]
+    total: npt.NDArray[np.float32] = parts[0] + parts[1]
     for part in parts[2:]:
         total += part
     total /= np.float32(len(parts))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.outputs import is_as_written, read_json, sha256_file
+from ofg_deploy.outputs import sha256_file
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.job import Job
+from ofg_deploy.sidecar import Named, Sidecar, Written
 from ofg_deploy.version import __version__
 
 
@@ -24,43 +24,45 @@ def is_done(job: Job, engine: Engine) -> bool:
     if not outputs["sidecar"].exists():
         _check_nobodys(outputs)
         return False
+    sidecar = outputs.pop("sidecar")
     try:
-        record = read_json(outputs["sidecar"])
-        if not (others := differences(job, engine, record)):
-            whole, changed = _whole({p: record["written"][role] for role, p in outputs.items() if role != "sidecar"})
-    except (InputError, KeyError, TypeError, AttributeError, ValueError):
-        others = ["sidecar"]
+        record = Sidecar.read(sidecar)
+    except InputError as error:
+        raise InputError(f"{error}: choose another output, or redo it with --overwrite") from error
+    others = differences(job, engine, record) or ["set of files"] * (not outputs.keys() <= record.written.keys())
     if others:
         raise InputError(
-            f"{outputs['sidecar']} was made from or by another {', '.join(others)}: choose another output, or redo it "
-            "with --overwrite"
+            f"{sidecar} was made from or by another {', '.join(others)}: choose another output, or redo it with "
+            "--overwrite"
         )
+    whole, changed = _whole({path: record.written[role] for role, path in outputs.items()})
     if changed:
         raise InputError(
-            f"{changed} is not what was written with {outputs['sidecar'].name}: choose another output, or redo it with "
-            "--overwrite"
+            f"{changed} is not what was written with {sidecar.name}: choose another output, or redo it with --overwrite"
         )
     return whole
 
 
-def _whole(known: dict[Path, dict[str, Any]]) -> tuple[bool, Path | None]:
+def _whole(known: dict[Path, Written]) -> tuple[bool, Path | None]:
     """Whether all files are as they were written; if not, one that is neither missing nor cut short but another."""
-    bad = [path for path, file in known.items() if not is_as_written(path, file)]
-    changed = [path for path in bad if path.exists() and path.stat().st_size >= known[path]["bytes"]]
+    bad = [path for path, file in known.items() if not file.is_still(path)]
+    changed = [path for path in bad if path.exists() and path.stat().st_size >= known[path].bytes]
     return not bad, changed[0] if changed else None
 
 
-def differences(job: Job, engine: Engine, record: dict[str, Any]) -> list[str]:
-    """In what a sidecar's registration differs from this one, in words. Raises KeyError and the like for no sidecar."""
+def differences(job: Job, engine: Engine, record: Sidecar) -> list[str]:
+    """In what a sidecar's registration differs from this one, in words."""
     init = job.init or engine.contract.init
     given = {role: _digest(path) for role, path in job.inputs().items()}
-    told = {role: entry["sha256"] for part in ("inputs", "points") for role, entry in record.get(part, {}).items()}
+    told = {role: image.sha256 for role, image in record.inputs.items()}
+    told |= {role: table.sha256 for role, table in record.points.items()}
+    runtime = record.runtime and (record.runtime.name, record.runtime.provider)
     same = {
-        "version of this tool": record["version"] == __version__,
-        "model": record["model"]["sha256"] == engine.model_sha256,
-        "runtime": (record["runtime"]["name"], record["runtime"]["provider"]) == (engine.runtime, engine.provider),
-        "start": (_digest(init) if isinstance(init, Path) else init) == record["start"].get("sha256", record["init"]),
-        "option": record["options"] == job.options(),
+        "version of this tool": record.version == __version__,
+        "model": record.model.get("sha256", "") == engine.model_sha256,
+        "runtime": runtime == (engine.runtime, engine.provider),
+        "start": (_digest(init) if isinstance(init, Path) else init) == (record.start.sha256 or record.init),
+        "option": record.options == job.options(),
         **{role: given.get(role) == told.get(role) for role in sorted({*given, *told})},
     }
     return [name for name, alike in same.items() if not alike]
@@ -71,11 +73,8 @@ def _check_nobodys(outputs: dict[str, Path]) -> None:
     sidecar = outputs["sidecar"]
     names = {path.name for path in outputs.values() if path.exists()}
     for other in sidecar.parent.glob("*.json") if names else ():
-        try:
-            taken = names & set(read_json(other)["outputs"].values())
-        except (InputError, KeyError, TypeError, AttributeError):  # no sidecar
-            continue
-        if taken:
+        named = Named.read(other)
+        if named and (taken := names & set(named.outputs.values())):
             raise InputError(
                 f"{sidecar.with_name(min(taken))} belongs to {other.name}: choose another output, or replace it with "
                 "--overwrite"

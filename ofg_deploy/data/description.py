@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+import msgspec
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Shape, Spacing
 from ofg_deploy.outputs import read_json, to_json, write_bytes
+from ofg_deploy.records import fitted
 
 FORMAT = "ofg-deploy dataset"
 SCHEMA = 1
@@ -165,50 +168,56 @@ def read_dataset(path: Path) -> Dataset:
     Raises:
         InputError: missing, of another schema, or with keys, types or ids that do not fit.
     """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a {FORMAT} of schema {SCHEMA}: make it with ofg data")
+    record = fitted(content, _Record, f"{path} is damaged", exactly=True)
+    folder = path.parent.absolute()
     try:
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("schema") != SCHEMA:
-            raise InputError(f"{path} is not a {FORMAT} of schema {SCHEMA}: make it with ofg data")
-        return _from_record(record, path.parent.absolute())
+        return Dataset(
+            name=record.name,
+            modality=record.modality,
+            splits={split: tuple(_located(s, folder) for s in members) for split, members in record.splits.items()},
+            rule=record.rule,
+            atlas=_located(record.atlas, folder) if record.atlas else None,
+            pairs={split: tuple(listed) for split, listed in record.pairs.items()},
+            labels=record.labels,
+            spacing_mm=record.spacing_mm,
+            notes=tuple(record.notes),
+            plan=record.plan,
+        )
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
-def _from_record(record: dict[str, Any], folder: Path) -> Dataset:
-    rest = dict(record)
-    del rest["format"], rest["schema"]
-    splits, pairs, plan, atlas = (rest.pop(key) for key in ("splits", "pairs", "plan", "atlas"))
-    for found in (splits, pairs):
-        if unknown := sorted(set(found) - set(SPLITS)):
-            raise InputError(f"split {unknown[0]!r} is unknown: use {', '.join(SPLITS)}")
-    if rest["rule"] not in get_args(Rule):
-        raise InputError(f"rule {rest['rule']!r} is unknown: use {', '.join(get_args(Rule))}")
-    names, spacing = rest.pop("labels"), rest.pop("spacing_mm")
-    dataset = Dataset(
-        splits={split: tuple(_subject(s, folder) for s in members) for split, members in splits.items()},
-        pairs={split: tuple((str(fixed), str(moving)) for fixed, moving in rows) for split, rows in pairs.items()},
-        atlas=None if atlas is None else _subject(atlas, folder),
-        labels={int(number): str(name) for number, name in names.items()},
-        spacing_mm=None if spacing is None else _three(spacing, float),
-        plan=None if plan is None else _plan(plan),
-        **rest,
-    )
-    return replace(dataset, notes=tuple(str(note) for note in dataset.notes))
+class _Member(msgspec.Struct, forbid_unknown_fields=True):
+    """A subject; its files are relative to ``dataset.json``."""
+
+    id: str
+    image: str
+    labels: str | None = None
+    landmarks: str | None = None
 
 
-def _subject(record: dict[str, str], folder: Path) -> Subject:
-    if unknown := sorted(set(record) - {"id", "image", "labels", "landmarks"}):
-        raise InputError(f"subject {record.get('id')!r} has an unknown key {unknown[0]!r}")
-    files = {key: folder / value for key, value in record.items() if key != "id"}
-    return Subject(str(record["id"]), **files)
+class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the file holds, as ``Dataset`` has it."""
+
+    format: str
+    schema: int
+    name: str
+    modality: str
+    spacing_mm: Spacing | None
+    labels: dict[int, str]
+    rule: Rule
+    atlas: _Member | None
+    splits: dict[Split, list[_Member]]
+    pairs: dict[Split, list[tuple[str, str]]]
+    notes: list[str] = []
+    plan: Plan | None
 
 
-def _plan(record: dict[str, Any]) -> Plan:
-    return Plan(**{**record, "grid": _three(record["grid"], int), "spacing_mm": _three(record["spacing_mm"], float)})
-
-
-def _three(values: Any, kind: Any) -> Any:
-    first, second, third = (kind(v) for v in values)
-    return first, second, third
+def _located(member: _Member, folder: Path) -> Subject:
+    given = (member.image, member.labels, member.landmarks)
+    image, labels, landmarks = (None if file is None else folder / file for file in given)
+    assert image is not None
+    return Subject(member.id, image, labels, landmarks)

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ofg_deploy import sidecar
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.image_folder import counterpart
 from ofg_deploy.locations import located
 from ofg_deploy.nifti import stem
-from ofg_deploy.outputs import read_json
 from ofg_deploy.pair_list import called, read_rows
+from ofg_deploy.sidecar import Sidecar
 
 COLUMNS = ("fixed_labels", "moving_labels", "transform", "fixed", "moving", "fixed_points", "moving_points")
 NEEDED = {"transform": "write identity where there is none"}
@@ -72,8 +71,7 @@ def find_pairs(source: Path | str, labels: Path | str | None) -> list[Pair]:
         raise InputError(f"--labels {labels} is not a folder")
     if source.is_dir():
         found = _sidecars(source)
-        names = called(source, [path for path, _ in found])
-        return [_of_sidecar(name, *each, labels) for name, each in zip(names, found, strict=True)]
+        return [_of_sidecar(name, path, labels) for name, path in zip(called(source, found), found, strict=True)]
     if not source.is_file():
         raise InputError(f"{source} does not exist: give a folder of ofg register, or a CSV or JSON list of pairs")
     if labels is not None:
@@ -90,39 +88,30 @@ def _of_row(row: dict[str, str], base: Path) -> Pair:
     return _checked(Pair(name, **files))
 
 
-def _sidecars(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
-    # Named pairs of a batch have folders of their own; what begins with a dot is unfinished.
-    for path in sorted([*folder.glob("*.json"), *folder.glob("[!.]*/*.json")]):
-        try:
-            record = read_json(path)
-        except InputError:  # a file of somebody else's
-            continue
-        if isinstance(record, dict) and record.get("tool") == "ofg_deploy" and "transform" in record:
-            found.append((path, record))
+def _sidecars(folder: Path) -> list[Path]:
+    found = sidecar.find(folder, broken=False)
     if not found:
         raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its --out folder or a list")
     return found
 
 
-def _of_sidecar(name: str, path: Path, record: dict[str, Any], labels: Path | None) -> Pair:
+def _of_sidecar(name: str, path: Path, labels: Path | None) -> Pair:
     try:
-        files: dict[str, Any] = {
-            role: located(entry["path"], path.parent) for role, entry in record["inputs"].items() if role in COLUMNS
-        }
-        if labels is not None:
-            files |= {f"{role}_labels": counterpart(labels, files[role]) for role in ("fixed", "moving")}
-        # A name, not a path: a sidecar must not lead anywhere else.
-        files["transform"] = path.parent / Path(record["outputs"]["transform"]).name
-        start = np.array(record["start"]["moving_from_fixed"], dtype=np.float64)
-        if start.shape != (4, 4) or not np.isfinite(start).all():
-            raise ValueError("start.moving_from_fixed is no 4x4 matrix")
-        files["start"] = tuple(map(tuple, start.tolist()))
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        return Pair(name, defect=f"{path} is no sidecar this version can read ({error!r})")
+        record = Sidecar.read(path)
+    except InputError as error:
+        return Pair(name, defect=str(error))
+    files: dict[str, Any] = {}
+    for role in (role for role in COLUMNS if role in record.inputs):
+        if (given := record.inputs[role].path) is None:
+            return Pair(name, defect=f"the {role} image of {path} was given in memory: there is no file to evaluate")
+        files[role] = located(given, path.parent)
+    if labels is not None:
+        files |= {f"{role}_labels": counterpart(labels, files[role]) for role in ("fixed", "moving")}
+    # A name, not a path: a sidecar must not lead anywhere else.
+    files["transform"] = path.parent / Path(record.outputs["transform"]).name
     if "fixed_labels" not in files:  # moving labels alone were warped, not compared
         files.pop("moving_labels", None)
-    return _checked(Pair(name, **files))
+    return _checked(Pair(name, start=record.start.moving_from_fixed, **files))
 
 
 def _checked(pair: Pair) -> Pair:

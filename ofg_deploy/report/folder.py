@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from ofg_deploy import sidecar
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import from_cell, parse_json, read_csv, read_text
 from ofg_deploy.pair_list import called
@@ -27,8 +27,7 @@ def entries(folder: Path) -> list[Registration | Failure]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the --out folder of ofg register")
-    inner = sorted(path for path in folder.glob("*/") if path.is_dir() and not path.name.startswith("."))
-    paths = [path for each in (folder, *inner) for path in _pairs(each)]
+    paths = sidecar.find(folder, broken=True)
     names = called(folder, paths)
     found: list[Registration | Failure] = [Registration(p, called=n) for p, n in zip(paths, names, strict=True)]
     for table in sorted([*folder.glob("failures.csv"), *folder.glob("failures_part-*.csv")]):
@@ -39,24 +38,12 @@ def entries(folder: Path) -> list[Registration | Failure]:
     return found
 
 
-def _pairs(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".") and _is_pair(path)]
-
-
-def _is_pair(path: Path) -> bool:
-    try:
-        record: Any = parse_json(read_text(path))
-    except ValueError:  # InputError is one, too
-        return True
-    return isinstance(record, dict) and record.get("tool") == "ofg_deploy" and "transform" in record
-
-
 def _since(table: Path, found: Sequence[Registration | Failure]) -> set[str]:
     """Pairs that were registered after the batch that left this table; none where its record is not there."""
     created: dict[str, str] = {}
     for entry in (entry for entry in found if isinstance(entry, Registration)):
-        with suppress(InputError, KeyError):
-            created[entry.name] = entry.record["created"]
+        with suppress(InputError):
+            created[entry.name] = entry.record.created
     batch = table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")
     try:
         written = parse_json(read_text(batch))["written"]

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
-from ofg_deploy.errors import InputError, UsageError
+import msgspec
+
+from ofg_deploy.errors import UsageError
 from ofg_deploy.outputs import parse_json, read_text
+from ofg_deploy.records import fitted
 from ofg_deploy.report.measures import CUT, JUDGED
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -100,33 +103,26 @@ class Limits:
         return "warn" if limit.warn is not None and JUDGED[key].is_worse(value, limit.warn) else "pass"
 
 
+class _Given(msgspec.Struct, forbid_unknown_fields=True):
+    """A limit of a file."""
+
+    warn: float | None = None
+    fail: float | None = None
+
+
 def _of_file(path: Path) -> list[tuple[str, float | Limit]]:
+    text = read_text(path)
     try:
-        return [(key, _limit(value)) for key, value in parse_json(read_text(path)).items()]
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except InputError:
-        raise
-    except (AttributeError, ValueError) as error:
-        raise UsageError(f'{path} is no JSON object of limits, as {{"folding_percent": 0.5}} is: {error}') from error
+        found = fitted(parse_json(text), dict[str, float | _Given | None], "these are not limits")
+    except ValueError as error:
+        raise UsageError(f'{path}: {error}: write them as {{"folding_percent": 0.5}}') from error
+    return [(key, _limit(value)) for key, value in found.items()]
 
 
-def _limit(value: Any) -> float | Limit:
+def _limit(value: float | _Given | None) -> float | Limit:
     if value is None:
         return Limit()
-    if isinstance(value, dict) and not value.keys() - {"warn", "fail"}:
-        warn, fail = (None if value.get(key) is None else _number(value[key]) for key in ("warn", "fail"))
-        return Limit(warn, fail)
-    return _number(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"limit {value!r}: a number, null or an object with warn and fail is needed")
-    try:
-        return float(value)
-    except OverflowError as error:  # whole numbers of JSON have no end
-        raise UsageError(f"limit {str(value)[:9]}...: a finite number is needed") from error
+    return Limit(value.warn, value.fail) if isinstance(value, _Given) else value
 
 
 def _of_option(text: str) -> tuple[str, float | Limit]:

@@ -6,6 +6,7 @@ colours are Okabe and Ito's, told apart with any colour vision: blue belongs to 
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
 from typing import Any
@@ -54,6 +55,11 @@ def encode(picture: Index) -> bytes:
     header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], 8, 3, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"PLTE", PALETTE.tobytes()), (b"IDAT", body), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+
+def data_uri(picture: Index) -> str:
+    """The PNG itself, as an address."""
+    return f"data:image/png;base64,{base64.b64encode(encode(picture)).decode()}"
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from ofg_deploy.report.limits import Limit
 from ofg_deploy.report.measures import Measure
 from ofg_deploy.report.panels import Curve, Panel, Plane, Points
-from ofg_deploy.report.png import Index, encode
+from ofg_deploy.report.png import data_uri
+from ofg_deploy.report.templates import render
 
 COARSE = 160  # pixels of the longer side: below it a picture is shown with sharp pixels, else smoothly
 GAP = 0.02  # between planes, of their widths together
@@ -38,59 +39,63 @@ class Mosaic:
         self._left = [sum(widths[:at]) + gap * at for at in range(len(widths))]
         self.width = sum(widths) + gap * (len(widths) - 1)
 
-    def panel(self, panel: Panel) -> str:
+    def panel(self, panel: Panel) -> Markup:
         """One panel; its images can be shown again by ``again``."""
         label = f"{panel.title} {panel.note}".strip()
+        drawn = range(len(self._left))
         if all(plane.image is not None for plane in panel.planes):
-            images = "".join(map(self._image, range(len(self._left)), panel.planes))
-            inside = f'<g id="{self._identity}-{panel.key}">{images}</g>'
-            inside += self.letters() if panel.key == "fixed" else ""
+            images = Markup("").join(map(self._image, drawn, panel.planes))
+            inside = Markup('<g id="{}-{}">{}</g>').format(self._identity, panel.key, images)
+            inside += self._letters() if panel.key == "fixed" else ""
         else:
-            inside = f'<g class="faint">{self.again("fixed")}</g>'
-            inside += "".join(map(self._curves, range(len(self._left)), panel.planes))
-        return self.frame(inside, label)
+            inside = Markup('<g class="faint">{}</g>').format(self._again("fixed"))
+            inside += Markup("").join(map(self._curves, drawn, panel.planes))
+        return self._frame(inside, label)
 
-    def again(self, key: str) -> str:
+    def viewer(self, label: str) -> Markup:
+        """Moving, warped and fixed image over each other; the page shows one of them."""
+        layer = Markup('<g class="layer is-{}">{}</g>')
+        layers = (layer.format(key, self._again(key)) for key in ("moving", "warped", "fixed"))
+        return self._frame(Markup("").join(layers) + self._letters(), label)
+
+    def _again(self, key: str) -> Markup:
         """The images of a panel once more, without their bytes."""
-        return f'<use href="#{self._identity}-{key}"/>'
+        return Markup('<use href="#{}-{}"/>').format(self._identity, key)
 
-    def frame(self, inside: str, label: str) -> str:
+    def _frame(self, inside: Markup, label: str) -> Markup:
         """An SVG of the size of all panels."""
-        box = f'viewBox="0 0 {self.width:.2f} {self.height:.2f}"'
-        return f'<svg class="view" {box} role="img" aria-label="{escape(label)}">{inside}</svg>'
+        frame = Markup('<svg class="view" viewBox="0 0 {:.2f} {:.2f}" role="img" aria-label="{}">{}</svg>')
+        return frame.format(self.width, self.height, label, inside)
 
-    def letters(self) -> str:
+    def _letters(self) -> Markup:
         """Anatomical letters at the left and right edge of each plane."""
         size, found = 0.03 * self.width, []
+        letter = Markup('<text class="letter" x="{:.1f}" y="{:.1f}" font-size="{:.1f}">{}</text>')
         for left, view in zip(self._left, self._views, strict=True):
-            for at, letter in zip((0.6 * size, view.size_mm[0] - 0.6 * size), view.ends, strict=True):
-                where = f'x="{left + at:.1f}" y="{self.height / 2:.1f}" font-size="{size:.1f}"'
-                found.append(f'<text class="letter" {where}>{letter}</text>')
-        return "".join(found)
+            for at, end in zip((0.6 * size, view.size_mm[0] - 0.6 * size), view.ends, strict=True):
+                found.append(letter.format(left + at, self.height / 2, size, end))
+        return Markup("").join(found)
 
-    def _top(self, plane: Plane) -> float:
-        return float(self.height - plane.view.size_mm[1]) / 2
+    def _place(self, at: int, plane: Plane) -> Markup:
+        width, height = plane.view.size_mm
+        top = float(self.height - height) / 2
+        where = Markup('x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"')
+        return where.format(self._left[at], top, width, height)
 
-    def _image(self, at: int, plane: Plane) -> str:
+    def _image(self, at: int, plane: Plane) -> Markup:
         assert plane.image is not None
+        kind = Markup(' image-rendering="pixelated"') if max(plane.image.shape) < COARSE else ""
+        image = Markup('<image{} {} preserveAspectRatio="none" href="{}"/>')
+        return image.format(kind, self._place(at, plane), data_uri(plane.image))
+
+    def _curves(self, at: int, plane: Plane) -> Markup:
         width, height = plane.view.size_mm
-        where = f'x="{self._left[at]:.2f}" y="{self._top(plane):.2f}" width="{width:.2f}" height="{height:.2f}"'
-        kind = ' image-rendering="pixelated"' if max(plane.image.shape) < COARSE else ""
-        return f'<image{kind} {where} preserveAspectRatio="none" href="{data_uri(plane.image)}"/>'
-
-    def _curves(self, at: int, plane: Plane) -> str:
-        width, height = plane.view.size_mm
-        where = f'x="{self._left[at]:.2f}" y="{self._top(plane):.2f}" width="{width:.2f}" height="{height:.2f}"'
-        paths = "".join(_path(curve, height) for curve in plane.curves)
-        return f'<svg {where} viewBox="0 0 {width:.2f} {height:.2f}">{paths}</svg>'
+        paths = Markup("").join(_path(curve, height) for curve in plane.curves)
+        inner = Markup('<svg {} viewBox="0 0 {:.2f} {:.2f}">{}</svg>')
+        return inner.format(self._place(at, plane), width, height, paths)
 
 
-def data_uri(picture: Index) -> str:
-    """The PNG itself, as an address."""
-    return f"data:image/png;base64,{base64.b64encode(encode(picture)).decode()}"
-
-
-def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, str, str]]) -> str:
+def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, str, str]]) -> Markup:
     """A histogram, a tick for each pair and a mark for each that is not ``pass``, with the limits in sight.
 
     Args:
@@ -108,29 +113,19 @@ def distribution(measure: Measure, limit: Limit, values: Sequence[tuple[float, s
         return 10 + 300 * (value - low) / (high - low)
 
     tall = 48 / counts.max()
-    bars = "".join(
-        f'<rect x="{10 + 10 * at}" y="{70 - tall * count:.1f}" width="9" height="{tall * count:.1f}"/>'
-        for at, count in enumerate(counts)
-        if count
-    )
-    ticks = "".join(f"M{x(value):.1f} 72v6" for value in numbers)
-    lines = "".join(
-        f'<g class="{kind}"><path d="M{x(at):.1f} {up + 2}V80"/>'
-        f'<text x="{min(max(x(at), 14), 306):.1f}" y="{up}">{kind}</text></g>'
-        for kind, at, up in (("fail", limit.fail, 8), ("warn", limit.warn, 18))
-        if at is not None and low <= at <= high
-    )
-    marks = "".join(
-        f'<path class="mark {status.split()[0]}" d="M{x(value):.1f} 73l5 9h-10z">'
-        f"<title>{escape(f'{name}: {measure.show(value)} ({status})')}</title></path>"
-        for value, name, status in values
-        if status != "pass"
-    )
-    ends = "".join(f'<text x="{at}" y="94" class="{side}">{measure.show(value)}</text>' for at, value, side in shown)
-    label = f"{measure.title}: {len(values)} pairs, median {measure.show(float(np.median(numbers)))}"
-    return (
-        f'<svg class="plot" viewBox="0 -4 320 102" role="img" aria-label="{escape(label)}"><g class="bars">{bars}</g>'
-        f'<path class="ticks" d="{ticks}"/><path class="axis" d="M10 71H310"/>{lines}{marks}{ends}</svg>'
+    levels = (("fail", limit.fail, 8), ("warn", limit.warn, 18))
+    return render(
+        "distribution.svg.j2",
+        label=f"{measure.title}: {len(values)} pairs, median {measure.show(float(np.median(numbers)))}",
+        bars=[(10 + 10 * at, 70 - tall * count, tall * count) for at, count in enumerate(counts) if count],
+        ticks=[x(value) for value in numbers],
+        limits=[(kind, x(at), up) for kind, at, up in levels if at is not None and low <= at <= high],
+        marks=[
+            (x(value), status.split()[0], f"{name}: {measure.show(value)} ({status})")
+            for value, name, status in values
+            if status != "pass"
+        ],
+        ends=[(at, measure.show(value), side) for at, value, side in shown],
     )
 
 
@@ -144,11 +139,11 @@ def _span(numbers: npt.NDArray[np.float64], limit: Limit) -> tuple[float, float]
     return low, high
 
 
-def _path(curve: Curve, height: float) -> str:
+def _path(curve: Curve, height: float) -> Markup:
     """Tenths of a mm as whole numbers, each point relative to the one before: a third of the bytes."""
     steps = "".join(_steps(np.round(np.stack([line[:, 0], height - line[:, 1]], axis=1) * 10)) for line in curve.lines)
-    kind = ' class="dashed"' if curve.dashed else ""
-    return f'<path{kind} stroke="{curve.colour}" transform="scale(.1)" d="{steps}"/>'
+    kind = Markup(' class="dashed"') if curve.dashed else ""
+    return Markup('<path{} stroke="{}" transform="scale(.1)" d="{}"/>').format(kind, curve.colour, steps)
 
 
 def _steps(tenths: Points) -> str:

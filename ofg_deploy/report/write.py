@@ -109,16 +109,13 @@ def _draw(row: Row, anchor: str, report: Report) -> tuple[Row, Drawn, str]:
 
 def _before_figures(report: Report, rows: Sequence[Row], drawn: Sequence[Drawn]) -> Iterator[str]:
     yield page.head(report.title)
-    yield from page.summary(rows, report.intro, report.limits)
-    yield from page.methods(rows)
+    yield page.summary(rows, report.intro, report.limits)
+    yield page.methods(rows)
     if len(rows) > 1:
         yield from page.cohort(rows, drawn, report.limits)
-        yield from page.distributions(rows, report.limits)
-    count = sum(bool(picture.anchor) for picture in drawn)
-    if count:
-        told = "" if count == len(rows) else f" of the worst {count} pairs"
-        side = "left" if report.radiological else "right"
-        yield f'<h2>Pictures{told}</h2><p class="legend">{page.LEGEND.format(side=side)}</p>'
+        yield page.distributions(rows, report.limits)
+    if count := sum(bool(picture.anchor) for picture in drawn):
+        yield page.pictures(count, len(rows), report.radiological)
 
 
 def _encoded(text: str) -> bytes:

@@ -16,8 +16,9 @@ from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.locations import as_paths, portable, portable_command
 from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.outputs import check_inputs_stay, check_writable, read_json, sha256_file, staged, to_json
+from ofg_deploy.outputs import check_inputs_stay, check_writable, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
+from ofg_deploy.sidecar import Named
 from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain, Inside, on_grid
@@ -243,10 +244,9 @@ def _check_sidecar(path: Path, dialect: Form) -> None:
     """What ``ofg register`` said of a file when it wrote it must not be another form than the one it is read as."""
     names = {path.name.removesuffix(ending) for ending in ENDINGS.values() if path.name.endswith(ending)}
     for name in (*names, stem(path)):
-        try:
-            record = read_json(path.with_name(f"{name}.json"))
-            role = {file: role for role, file in record["outputs"].items()}[path.name]
-        except (ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
+        sidecar = Named.read(path.with_name(f"{name}.json"))
+        role = sidecar and {file: role for role, file in sidecar.outputs.items()}.get(path.name)
+        if role is None:
             continue
         form, read_as = (name if name in OF_BOTH_IMAGES else "itk" for name in (role, dialect))
         if role != "affine" and form != read_as:

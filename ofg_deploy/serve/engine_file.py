@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import Contract
 from ofg_deploy.outputs import parse_json, sha256_file, to_json
+from ofg_deploy.records import fitted
 from ofg_deploy.serve.cuda import Gpu
 
 SCHEMA = 2  # 2: parity; the precision is the model's
@@ -110,34 +111,24 @@ def read_record(engine: Path) -> EngineRecord:
     for file, most in ((path, MAX_RECORD_BYTES), (engine, MAX_PLAN_BYTES)):
         if file.stat().st_size > most:
             raise InputError(f"{file} is larger than any that ofg export writes: build the engine again")
+    damaged, advice = f"{path} was changed or damaged", "build the engine again"
     try:
-        record = parse_json(path.read_bytes())
-        if record["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {record['schema']}, this version reads {SCHEMA}: build it again")
-        if record.pop("sha256") != _seal(record):
-            raise ValueError("sha256 differs")
-        if set(record) != {field.name for field in fields(EngineRecord)}:
-            raise ValueError("other entries")
-        if Path(record["onnx"]).name != record["onnx"]:
-            raise ValueError("the model is not beside it")
-        if record["precision"] != record["contract"]["precision"]:
-            raise ValueError("its precision is not its model's")
-        if not _is_parity(record["parity"]):
-            raise ValueError("its parity is no table of figures")
-        return EngineRecord(
-            **{
-                **record,
-                "capabilities": tuple(record["capabilities"]),
-                "profile": {name: _shapes(shapes) for name, shapes in record["profile"].items()},
-                "tensors": tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in record["tensors"]),
-                "contract": Contract.from_json(json.dumps(record["contract"]), path),
-                "command": tuple(record["command"]),
-            }
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} was changed or damaged ({error}): build the engine again") from error
+        content = parse_json(path.read_bytes())
+        seal = content.pop("sha256", None) if isinstance(content, dict) else None
+        whole = seal == _seal(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{damaged}: {error}: {advice}") from error
+    if isinstance(content, dict) and "schema" in content and content["schema"] != SCHEMA:
+        raise InputError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}: build it again")
+    record = fitted(content, EngineRecord, damaged, advice, exactly=True)
+    for wrong, what in (
+        (not whole, "sha256 differs"),
+        (Path(record.onnx).name != record.onnx, "the model is not beside it"),
+        (record.precision != record.contract.precision, "its precision is not its model's"),
+    ):
+        if wrong:
+            raise InputError(f"{damaged}: {what}: {advice}")
+    return replace(record, contract=Contract.from_record(content["contract"], path))
 
 
 def file_mismatches(engine: Path, plan: bytes, record: EngineRecord) -> list[str]:
@@ -190,16 +181,6 @@ def content_mismatches(record: EngineRecord, tensors: tuple[Tensor, ...], profil
     if profile != record.profile:
         found.append(f"it takes shapes {profile} and not {record.profile}")
     return found
-
-
-def _is_parity(table: Any) -> bool:
-    figures = table.items() if isinstance(table, dict) else [] if table is None else [("", "")]
-    return all(isinstance(name, str) and isinstance(value, float | int | None) for name, value in figures)
-
-
-def _shapes(shapes: Any) -> Range:
-    low, best, high = (tuple(shape) for shape in shapes)
-    return low, best, high
 
 
 def _seal(record: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import UsageError
 from ofg_deploy.locations import as_paths
-from ofg_deploy.outputs import is_as_written, read_json, unfinished
+from ofg_deploy.outputs import unfinished
 from ofg_deploy.preprocess import Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
 from ofg_deploy.serve.options import Begin, Options, check_masks
+from ofg_deploy.sidecar import Named
 from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
 from ofg_deploy.transform.tables import ending
 
@@ -181,12 +182,5 @@ def parse_init(text: str | None) -> Init | Path | None:
 
 def _proven(sidecar: Path, folder: Path, but: set[Path]) -> list[Path]:
     """Files in this folder that a sidecar of ours names, each as it was written, but for these."""
-    try:
-        record = read_json(sidecar)
-        if record["tool"] != "ofg_deploy":
-            return []
-        named = [(name, record["written"][role]) for role, name in record["outputs"].items()]
-        plain = [(folder / name, known) for name, known in named if Path(name).name == name not in ("", ".", "..")]
-        return [path for path, known in plain if path not in but and is_as_written(path, known)]
-    except (InputError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody else's
-        return []
+    named = Named.read(sidecar)
+    return [path for path in named.unchanged(folder) if path not in but] if named else []

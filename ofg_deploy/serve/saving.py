@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.nifti import save_transform, save_volume
-from ofg_deploy.outputs import check_inputs_stay, staged, to_json, written
+from ofg_deploy.outputs import check_inputs_stay, staged
 from ofg_deploy.serve import sidecar
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.registration import Result
+from ofg_deploy.sidecar import Landmarks, Written
 from ofg_deploy.transform import dialects, itk
 
 
@@ -54,14 +55,14 @@ def save(result: Result, job: Job) -> Saved:
         numbers = {**measured.result(), "roundtrip_max_mm": roundtrip_mm}
         record = sidecar.record(job, result, outputs, numbers)
         if "landmarks" in numbers:
-            record["landmarks"] = {"matched_by": prepared.inputs.beside.matched_by()}
-        record["warnings"] += [
+            record.landmarks = Landmarks(prepared.inputs.beside.matched_by())
+        record.warnings += [
             f"{path.name} was there before and is no part of this result; it stays: nothing shows that we wrote it"
             for path in job.unproven(init)
         ]
-        record["written"] = {role: written(path) for role, path in partial.items() if role != "sidecar"}
-        partial["sidecar"].write_text(to_json(record))
-    return Saved(outputs, record)
+        record.written = {role: Written.of(path) for role, path in partial.items() if role != "sidecar"}
+        partial["sidecar"].write_text(record.to_json())
+    return Saved(outputs, record.to_record())
 
 
 def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:

@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
 from ofg_deploy.errors import DAMAGED, InputError
-from ofg_deploy.model_file import read_network_input
 from ofg_deploy.outputs import write_bytes
 from ofg_deploy.preprocess import NetworkInput
+from ofg_deploy.records import fitted
 
 SCHEMA = 2  # 2: the axes of the network's grid
 # What others save their weights under, and what they put before the names: DataParallel, torch.compile, a model as
@@ -109,27 +110,31 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = record.get("config")
         described = isinstance(config, dict) and ("inshape" in config or "model_state" in record)
         return Checkpoint(_unwrapped(state), config=dict(config) if described else None)
-    try:
-        return _ours(record, state, path)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} has a damaged record ({' '.join(str(error).split())[:160]})") from error
+    return _ours(record, state, path)
+
+
+class _Record(msgspec.Struct):
+    """What a checkpoint of ours holds besides its weights; the digest is absent in those from before there was one."""
+
+    network: str | None
+    expects: NetworkInput | None
+    training: dict[str, Any] | None
+    resume: dict[str, Any] | None
+    weights_sha256: str | None = None
 
 
 def _ours(record: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> Checkpoint:
     if type(record["schema"]) is not int or record["schema"] != SCHEMA:
         raise InputError(f"{path} has checkpoint schema {record['schema']!r}, this version reads {SCHEMA}")
-    # Absent in those that were written before there was one.
-    if (digest := record.get("weights_sha256")) is not None and digest != weights_sha256(state):
+    damaged = f"{path} has a damaged record"
+    known = fitted(record, _Record, damaged, exactly=True)
+    try:
+        json.dumps(known.training, allow_nan=False)  # as it goes into models and tables
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{damaged}: training: {' '.join(str(error).split())[:160]}") from error
+    if known.weights_sha256 is not None and known.weights_sha256 != weights_sha256(state):
         raise InputError(f"{path} was changed or damaged: its weights are not those it was written with (sha256)")
-    network, training, resume = (record[key] for key in ("network", "training", "resume"))
-    for kind, value in ((str, network), (dict, training), (dict, resume)):
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"a {type(value).__name__} where a {kind.__name__} is expected")
-    json.dumps(training, allow_nan=False)  # as it goes into models and tables
-    expects = None if record["expects"] is None else read_network_input(record["expects"])
-    return Checkpoint(state, network, expects, training, resume)
+    return Checkpoint(state, known.network, known.expects, known.training, known.resume)
 
 
 def _check_archive(path: Path) -> None:

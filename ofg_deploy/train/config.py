@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.kernels.refine import Greedy, check_bound
-from ofg_deploy.model_file import read_network_input
 from ofg_deploy.preprocess import NetworkInput
+from ofg_deploy.records import fitted
 
 Guidance = Literal["ofg", "none"]
 Optimiser = Literal["adam", "greedy", "multilevel"]
@@ -60,9 +59,6 @@ GUIDANCE_OPTIONS: dict[str, dict[str, Any]] = {
         **_STEP_OPTIONS,
     },
 }
-
-
-_IN_JSON = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
 def settle_guidance(
@@ -247,31 +243,16 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> TrainConfig:
-        """The inverse of ``to_record``.
+    def from_record(cls, record: dict[str, Any], what: str) -> TrainConfig:
+        """The inverse of ``to_record``; ``what`` begins the error.
 
         Raises:
-            InputError: options that are not those of this version (a default of today is not that of then), or of
-                another type.
-            UsageError: a value out of range. KeyError, TypeError: ``expects`` is damaged.
+            InputError: options that are not those of this version (a default of today is not that of then), of
+                another type, or out of range.
         """
         if others := {f.name for f in fields(cls)} ^ record.keys():
             raise InputError(
-                f"another version of ofg train started this run ({', '.join(sorted(others))} not known to both): "
-                "resume it with that version, or export its best.pt, which holds all it needs"
+                f"{what}: another version of ofg train started this run ({', '.join(sorted(others))} not known to "
+                "both): resume it with that version, or export its best.pt, which holds all it needs"
             )
-        _check_types(record)
-        return cls(**{**record, "expects": read_network_input(record["expects"])})
-
-
-def _check_types(record: dict[str, Any]) -> None:
-    """Raises InputError unless each option has a type of its field, as JSON knows them; a float may be an integer."""
-    for name, hint in get_type_hints(TrainConfig).items():
-        if name in CHOICES or name == "expects":
-            continue
-        types = get_args(hint) or (hint,)  # of a union, or the only one
-        if type(record[name]) not in types and (type(record[name]) is not int or float not in types):
-            expected = " or ".join(_IN_JSON[t] for t in types)
-            raise InputError(
-                f"{name} holds {json.dumps(record[name])}, expected is {expected}: put back what the run began with"
-            )
+        return fitted(record, cls, what, "restore the original", exactly=True)

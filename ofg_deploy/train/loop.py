@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.records import fitted
 from ofg_deploy.train.batches import TrainingFiles, epoch_items, load_batches, micro_batches
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights
 from ofg_deploy.train.config import TrainConfig
@@ -228,13 +229,10 @@ class Trainer:
             )
         load_weights(self.network, checkpoint.state, path)
         try:
-            self.history = [EpochRecord(**row) for row in resume["history"]]
-            checked = [(r.epoch, type(r.loss)) for r in self.history] == [
-                (n + 1, float) for n in range(len(self.history))
-            ]
-        except (TypeError, AttributeError) as error:
+            self.history = fitted(resume["history"], list[EpochRecord], "its history", exactly=True)
+        except InputError as error:
             raise _not_resumable(path, error) from error
-        if not checked:
+        if [r.epoch for r in self.history] != list(range(1, len(self.history) + 1)):
             raise _not_resumable(path, "its history is not one of epochs")
         return resume
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
@@ -36,6 +37,23 @@ class PairFiles:
     moving_labels: Path | None = None
 
 
+class PairRow(msgspec.Struct):
+    """Files of a pair, as ``locations.portable`` has them."""
+
+    fixed: str
+    moving: str
+    fixed_labels: str | None = None
+    moving_labels: str | None = None
+
+
+class PairRecord(msgspec.Struct):
+    """``PairList.to_record`` as JSON has it; runs before 0.2 have no ``evaluated``."""
+
+    training: list[PairRow]
+    validation: list[PairRow]
+    evaluated: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class PairList:
     """What to train and what to validate on.
@@ -58,11 +76,13 @@ class PairList:
         return {**pairs, "evaluated": self.evaluated}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], folder: Path) -> PairList:
-        """Read what ``to_record`` made (runs before 0.2 have no ``evaluated``)."""
-        evaluated = record.get("evaluated")
-        splits = (tuple(_pair(row, folder) for row in record[s]) for s in ("training", "validation"))
-        return cls(*splits, None if evaluated is None else tuple(int(n) for n in evaluated))
+    def from_record(cls, record: PairRecord, folder: Path) -> PairList:
+        """Read what ``to_record`` made. Raises InputError: a pair that has labels for one image only."""
+        splits = (
+            tuple(_pair(msgspec.structs.asdict(row), folder) for row in rows)
+            for rows in (record.training, record.validation)
+        )
+        return cls(*splits, record.evaluated)
 
 
 def find_dataset(source: Path) -> Dataset | None:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ofg_deploy.errors import InputError
+import msgspec
+
 from ofg_deploy.locations import located, portable
-from ofg_deploy.outputs import read_json, to_json, write_bytes
+from ofg_deploy.outputs import to_json, write_bytes
+from ofg_deploy.records import read_as
 from ofg_deploy.train.budget import Budget
 from ofg_deploy.train.config import TrainConfig
-from ofg_deploy.train.pairs import PairList
+from ofg_deploy.train.pairs import PairList, PairRecord
 from ofg_deploy.train.run import Run
 
 NAME = "preparing.json"  # beside config.json, which takes its place once every pair is prepared
+
+
+class _Record(msgspec.Struct):
+    """Of ``preparing.json``."""
+
+    config: dict[str, Any]
+    pairs: PairRecord
+    cache: str
+    skip_bad: bool
+    budget: Budget | None
 
 
 @dataclass(frozen=True)
@@ -44,18 +57,14 @@ class Preparing:
         path = run.folder / NAME
         if run.config.exists() or not path.is_file():
             return None
-        try:
-            record = read_json(path)
-            budget = record["budget"]
-            return cls(
-                run.config_of(record["config"]),
-                PairList.from_record(record["pairs"], run.folder),
-                located(record["cache"], run.folder),
-                record["skip_bad"] is True,
-                Budget(float(budget["hours"]), frozenset(map(str, budget["given"]))) if budget else None,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path} is damaged ({error}): start the run again") from error
+        record = read_as(path, _Record, "is damaged", "start the run again")
+        return cls(
+            run.config_of(record.config, path),
+            PairList.from_record(record.pairs, run.folder),
+            located(record.cache, run.folder),
+            record.skip_bad,
+            record.budget,
+        )
 
     @staticmethod
     def forget(run: Run) -> None:

@@ -10,17 +10,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from filelock import FileLock, Timeout
 
 from ofg_deploy.appearance import Appearance
 from ofg_deploy.errors import InputError
 from ofg_deploy.locations import located, portable, portable_command
-from ofg_deploy.outputs import check_writable, read_json, staged, to_json, write_bytes
+from ofg_deploy.outputs import check_writable, staged, to_json, write_bytes
+from ofg_deploy.records import read_as
 from ofg_deploy.train.checkpoint import Checkpoint, save_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.networks import network_class
-from ofg_deploy.train.pairs import PairList
+from ofg_deploy.train.pairs import PairList, PairRecord
 from ofg_deploy.version import __version__
 
 
@@ -68,6 +70,22 @@ def breakdown(history: list[EpochRecord]) -> str | None:
         f"validation {name} fell from {best:.3f} in epoch {at.epoch} to {last:.3f} in epoch {low[0]}: "
         f"the training broke down; best.pt keeps epoch {at.epoch}, a new run needs a lower --lr"
     )
+
+
+class RunRecord(msgspec.Struct):
+    """What is read of ``config.json`` (``Run.start`` writes it).
+
+    Attributes:
+        config: ``TrainConfig.to_record``.
+        pairs: what is trained on.
+        cache: folder of the prepared pairs, as ``locations.portable`` has it.
+        prepared: names of their files.
+    """
+
+    config: dict[str, Any]
+    pairs: PairRecord
+    cache: str
+    prepared: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,18 +162,14 @@ class Run:
         frame = config.frame and portable(Path(config.frame), self.folder)
         return {**config.to_record(), "frame": frame}
 
-    def config_of(self, record: dict[str, Any]) -> TrainConfig:
-        """The configuration of a record in the folder. Raises as ``TrainConfig.from_record``."""
-        config = TrainConfig.from_record(record)
+    def config_of(self, record: dict[str, Any], file: Path) -> TrainConfig:
+        """The configuration of a record in the folder, read from ``file``. Raises as ``TrainConfig.from_record``."""
+        config = TrainConfig.from_record(record, str(file))
         return config if config.frame is None else replace(config, frame=str(located(config.frame, self.folder)))
 
     def check_unchanged(self, prepared: list[Path]) -> None:
         """Raises InputError if images are not those the run began with."""
-        try:
-            known = read_json(self.config)["prepared"]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{self.config} is damaged: it does not say what was prepared") from error
-        if known != [file.name for file in prepared]:
+        if self._record().prepared != [file.name for file in prepared]:
             raise InputError(f"images changed since {self.folder} began: a resumed run would mix them; start a new one")
 
     @contextmanager
@@ -175,15 +189,12 @@ class Run:
         """Configuration, pairs and cache folder. Raises InputError: no run, damaged, or of another version."""
         if not self.config.is_file():
             raise InputError(f"{self.folder} is not a run of ofg train: it has no config.json")
-        try:
-            record = read_json(self.config)
-            pairs = PairList.from_record(record["pairs"], self.folder)
-            return self.config_of(record["config"]), pairs, located(record["cache"], self.folder)
-        except InputError as error:
-            said = str(error)
-            raise InputError(said if str(self.config) in said else f"{self.config}: {said}") from error
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise InputError(f"{self.config} is damaged: {error}") from error
+        record = self._record()
+        config = self.config_of(record.config, self.config)
+        return config, PairList.from_record(record.pairs, self.folder), located(record.cache, self.folder)
+
+    def _record(self) -> RunRecord:
+        return read_as(self.config, RunRecord, "is damaged")
 
 
 def save_epoch(
