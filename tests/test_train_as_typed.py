@@ -120,7 +120,7 @@ def test_options_that_were_given_win_over_the_plan() -> None:
     assert planned.steps_per_epoch == 100
     assert 0.5 * 3600 < planned.epochs * 100 * 0.5 < 3600
     for hours, given in ((0, ()), (-1, ()), (float("nan"), ()), (float("inf"), ()), (1, ("epochs", "steps_per_epoch"))):
-        with pytest.raises(UsageError, match="--hours"):
+        with pytest.raises(UsageError, match="hours"):
             Budget(hours, frozenset(given))
 
 

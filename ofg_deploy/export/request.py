@@ -64,7 +64,7 @@ def find_source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
     elif own.expects is None:
         if bare.network is None or (bare.grid is None and bare.recipe is None):
             raise UsageError(
-                f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z or --recipe"
+                f"{path} is not a run folder: a bare checkpoint needs `network` and `grid` X Y Z or `recipe`"
             )
         network, expects = bare.network, _published(bare, network_class(bare.network))
     else:
@@ -84,9 +84,11 @@ def _described(path: Path, own: Checkpoint, bare: BareOptions) -> tuple[str, Net
     grid, layout = read_layout(own, path)
     same = [name for name in ("voxelmorph", "voxelmorph-2") if is_published(layout, network_class(name))]
     if bare.network not in (None, VXM_DENSE, *same):
-        raise UsageError(f"{path} describes its own network in its config: leave out --network {bare.network}")
+        raise UsageError(f"{path} describes its own network in its config: leave out `network` {bare.network}")
     if bare.diffeomorphic and layout.integration is None:
-        raise UsageError(f"{path} has int_steps 0 in its config, so it predicts no velocity: leave out --diffeomorphic")
+        raise UsageError(
+            f"{path} has int_steps 0 in its config, so it predicts no velocity: leave out `diffeomorphic=True`"
+        )
     expects = _published(replace(bare, grid=bare.grid or grid), vxm_dense(layout))
     return VXM_DENSE, expects, layout.integration is not None
 
@@ -97,7 +99,7 @@ def _published(bare: BareOptions, architecture: type[RegistrationNetwork]) -> Ne
     if recipe := find_recipe(bare.recipe):
         options = resolve(options, recipe, None, architecture.divisor)
     if options.grid is None:
-        raise UsageError("--spacing is not the recipe's: give the --grid that belongs to it")
+        raise UsageError("`spacing` is not the recipe's: give the `grid` that belongs to it")
     architecture.check_grid(options.grid)
     default = NetworkInput(options.grid, (1.0, 1.0, 1.0), Intensity("minmax"), "affine")
     return _fill(options, default)
