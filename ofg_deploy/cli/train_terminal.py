@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -67,7 +67,7 @@ class Terminal(Observer):
         text = "epoch {task.fields[epoch]}/{task.fields[epochs]}  loss {task.fields[loss]:.4f}  {task.fields[val]}"
         columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bars(*columns, console=self.console) as bars:
-            shown = {"epoch": begun.epoch, "epochs": begun.epochs, "loss": begun.loss, "val": ""}
+            shown: dict[str, Any] = {"epoch": begun.epoch, "epochs": begun.epochs, "loss": begun.loss, "val": ""}
             task = bars.add_task("", total=begun.total, completed=begun.done, **shown)
             plain = _NowAndThen(self.console, begun.done)
 

@@ -37,7 +37,7 @@ class BareOptions:
 
     def check_none(self, what: str) -> None:
         """Raises UsageError if anything was given."""
-        given = [f"--{name.removesuffix('_mm')}" for name, value in asdict(self).items() if value is not None]
+        given = [f"`{name.removesuffix('_mm')}`" for name, value in asdict(self).items() if value is not None]
         if given:
             raise UsageError(f"{', '.join(given)}: these describe a bare checkpoint; {what} knows its own")
 
@@ -58,7 +58,9 @@ def find_source(path: Path, bare: BareOptions, scratch: Path) -> ExportSource:
         replace(bare, grid=None).check_none("a run folder")
         return from_run(path, lambda: None, bare.grid)
     own = load_checkpoint(path)
-    diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
+    diffeomorphic = bare.diffeomorphic
+    if diffeomorphic is None:
+        diffeomorphic = bool((own.training or {}).get("diffeomorphic"))
     if own.config is not None:
         network, expects, diffeomorphic = _described(path, own, bare)
     elif own.expects is None:

@@ -63,6 +63,7 @@ def from_run(folder: Path, advance: Callable[[], None], grid: Shape | None = Non
     """
     run = Run(folder)
     config, pairs, cache = run.read()
+    assert config.expects is not None  # a run has settled it
     expects = on_grid(config.expects, config.network, grid)
     checkpoint = load_checkpoint(run.best)
     form = recorded_form(checkpoint.training) if config.diffeomorphic else False

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from ofg_deploy.errors import DeviceError, UsageError, check_count
+from ofg_deploy.options.words import EngineModule
 from ofg_deploy.serve.cuda import present_gpu
 from ofg_deploy.serve.tensorrt import NAMES, TensorRT, find_module, installed
-
-ModuleChoice = Literal["auto", "tensorrt", "tensorrt_rtx"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,13 @@ class BuildOptions:
         UsageError: a value out of range.
     """
 
-    module: ModuleChoice = "auto"
+    module: EngineModule = "auto"
     targets: tuple[str, ...] = ()
     max_batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.module not in get_args(ModuleChoice):
-            raise UsageError(f"`trt_module` {self.module!r} is unknown: use {', '.join(get_args(ModuleChoice))}")
+        if self.module not in get_args(EngineModule):
+            raise UsageError(f"`trt_module` {self.module!r} is unknown: use {', '.join(get_args(EngineModule))}")
         for target in self.targets:
             if not re.fullmatch(r"sm\d{2,3}", target):
                 raise UsageError(f"`target` {target!r}: give compute capabilities as in sm86,sm89,sm120")

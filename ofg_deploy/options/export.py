@@ -38,7 +38,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
+class EngineOptions:
     """Whether a TensorRT engine is built too, by what and for which GPUs."""
 
     trt: bool = option(False, "Also build a TensorRT engine, for this GPU.", ENGINE, shown=True, flags=("--trt",))
@@ -95,4 +95,4 @@ class CheckpointOptions:
     )
 
 
-EXPORT = options_of(ModelOptions, BuildOptions, CheckpointOptions)
+EXPORT = options_of(ModelOptions, EngineOptions, CheckpointOptions)
