@@ -16,9 +16,10 @@ import pytest
 import SimpleITK as sitk
 from training_runs import EXPECTS, make_subjects, tiny_config
 
+from ofg_deploy.cli import here
 from ofg_deploy.errors import InputError, Interrupted, UsageError
 from ofg_deploy.nifti import load_image
-from ofg_deploy.train import dataset, here
+from ofg_deploy.train import dataset
 from ofg_deploy.train.budget import Budget, Costs, describe, plan
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import file_digest, load_cached, prepare_all

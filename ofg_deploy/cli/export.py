@@ -42,7 +42,7 @@ def export(
 
     with Terminal() as terminal:
         if source is None:
-            from ofg_deploy.train.here import newest_run
+            from ofg_deploy.cli.here import newest_run
 
             source = str(newest_run(Path()))
             terminal.note(f"run: {source} (the newest one here)")

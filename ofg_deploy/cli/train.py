@@ -64,7 +64,7 @@ def train(
 
     terminal = Terminal()
     if images is None and not resume:
-        from ofg_deploy.train.here import data_in
+        from ofg_deploy.cli.here import data_in
 
         images, beside = data_in(Path())
         if beside and "labels" not in options:

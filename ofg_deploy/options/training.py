@@ -228,9 +228,7 @@ class Selection:
         metavar="H",
         above=0,
     )
-    skip_bad: bool = option(
-        False, "Leave out images that cannot be used, with a warning.", DATA, shown=True, flags=("--skip-bad",)
-    )
+    skip_bad: bool = option(False, "Leave out images that cannot be used, with a warning.", DATA, flags=("--skip-bad",))
     pairs: int | None = option(
         None, "Most training pairs.", DATA, default="400 where pairs are drawn at random, otherwise all", least=1
     )

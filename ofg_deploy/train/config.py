@@ -46,7 +46,7 @@ class TrainConfig(Weights):
         optimiser = self.guidance_optimiser or default_optimiser(self.similarity)
         if optimiser != "adam" and self.similarity != "ncc":
             raise UsageError(
-                f"`guidance_optimiser={optimiser}` compares by local NCC only: use `similarity=ncc` or "
+                f"`guidance_optimiser={optimiser}` knows the local NCC only: use `similarity=ncc` or "
                 "`guidance_optimiser=adam`"
             )
         takes = GUIDANCE_OPTIONS[optimiser if self.guidance == "ofg" else "none"]

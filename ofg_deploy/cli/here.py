@@ -23,7 +23,7 @@ def data_in(folder: Path) -> tuple[Path, Path | None]:
     raise UsageError(
         f"nothing to train on is named, and {folder.absolute()} has neither {FILE_NAME} nor a folder {IMAGES}: name a "
         f"folder of NIfTI images (ofg train FOLDER), or make {FILE_NAME} with ofg data folder FOLDER . (or continue a "
-        "run with `resume=True`)"
+        "run with --resume)"
     )
 
 
@@ -42,5 +42,5 @@ def newest_run(folder: Path) -> Path:
         )
     finished = [run for run in runs if (run / "best.pt").is_file()]
     if not finished:
-        raise InputError(f"{runs[0]} has not finished an epoch yet: continue it with `run={runs[0]}` `resume=True`")
+        raise InputError(f"{runs[0]} has not finished an epoch yet: continue it with ofg train -o {runs[0]} --resume")
     return max(finished, key=lambda run: (run / "best.pt").stat().st_mtime_ns)
