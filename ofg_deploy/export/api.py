@@ -178,7 +178,7 @@ def _job(engine: EngineOptions, observer: Observer) -> EngineJob:
     from ofg_deploy.export.precision import write_emulation
     from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 
-    targets = tuple(part.strip() for part in (engine.target or "").split(",") if part.strip())
+    targets = tuple(part.strip() for part in engine.target.split(",")) if engine.target else ()
     tools = choose_toolchain(BuildOptions(engine.trt_module, targets, engine.max_batch))
     observer.note(f"engine: {tools}")
     return EngineJob(tools, sys.argv, engine.rebuild, observer, observer.waiting, write_emulation)

@@ -1,4 +1,4 @@
-"""``--hours``: a run that ends in time. Its length and learning rate come from what a step takes on this machine."""
+"""``hours``: a run that ends in time. Its length and learning rate come from what a step takes on this machine."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def configured(source: str | os.PathLike[str] | TrainConfig | None) -> dict[str,
     """Options by name, each checked.
 
     Args:
-        source: a JSON object of options, in which paths are relative to the file; the ``config.json`` of a run, of
-            which the options are taken, not the data; or a configuration.
+        source: a JSON object of options, in which paths are relative to the file; the ``config.json`` of a run, or its
+            folder, of which the options are taken, not the data; or a configuration.
 
     Raises:
         InputError: no such file, or one with a name that no option has, or a value of another type or out of range.
@@ -30,6 +30,7 @@ def configured(source: str | os.PathLike[str] | TrainConfig | None) -> dict[str,
     if isinstance(source, TrainConfig):
         return _of_run(source.to_record() | {"expects": source.expects}, source.expects)
     path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"`config` {path} is not a file: give a JSON object of options, or config.json of a run")
     record = read_json(path)

@@ -95,10 +95,13 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         given.get("axes"),
     )
     expects, options, pairs = settle_input(images, pairs, config.network, of_data, wishes)
+    # Starts of a configuration go with its own initial alignment.
+    other_init = "init" in asked.explicit and "starts" not in asked.explicit
+    starts = None if other_init else selection.starts
     config = replace(
         config,
         expects=expects,
-        frame=frame_of(selection.starts, pairs, expects.init),
+        frame=frame_of(starts, pairs, expects.init),
         two_way=bool(options.two_way),
         flip=bool(options.flip),
     )
