@@ -33,9 +33,10 @@ from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import folding_percent
+from ofg_deploy.options.training import GUIDANCE_OPTIONS, PUBLISHED
 from ofg_deploy.outputs import to_json
 from ofg_deploy.preprocess import Intensity, NetworkInput
-from ofg_deploy.train.config import GUIDANCE_OPTIONS, TrainConfig
+from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.guidance import refine
 from ofg_deploy.train.losses import diffusion, ofg_loss, warp
 from ofg_deploy.train.networks import voxelmorph
@@ -50,14 +51,14 @@ GREEDY = {"guidance_optimiser": "greedy", **GUIDANCE_OPTIONS["greedy"], "lr": 2e
 METHODS: dict[str, dict[str, Any]] = {
     "unsupervised": {"guidance": "none", "ncc_window": 5, "lr": 3e-3},
     "unsupervised, rate 2e-3": {"guidance": "none", "ncc_window": 5, "lr": 2e-3},
-    "published": {"lr": 2e-3},
+    "published": {**PUBLISHED, "lr": 2e-3},
     "greedy": GREEDY,
     "greedy + similarity": {**GREEDY, "guidance_similarity": 1.0},
     "greedy, no limit": {**GREEDY, "guidance_step_voxels": 1.0, "guidance_step_limit": 1e9},
     "greedy, 3 steps": {**GREEDY, "guidance_steps": 3},
-    "late published": {"guidance_start": 0.35, "lr": 3e-3},
+    "late published": {**PUBLISHED, "guidance_start": 0.35, "lr": 3e-3},
     "unsupervised, window 9": {"guidance": "none", "lr": 3e-3},
-    "published, inner lr 0.2": {"guidance_lr": 0.2, "lr": 3e-3},
+    "published, inner lr 0.2": {**PUBLISHED, "guidance_lr": 0.2, "lr": 3e-3},
 }
 COMPARED = ["unsupervised", "published", "greedy"]
 # The same as the published scripts compute it: dense convolutions, autograd, torch's Adam inside and outside.

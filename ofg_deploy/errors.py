@@ -10,7 +10,10 @@ OfgError (1)
 ├── QualityError (7)       registrations that are worse than the limits asked for
 └── Interrupted (130)      Ctrl-C, where something can be said about going on
 
-Every message is one line: what was given, what was expected, what to do.
+Every message is one line: what was given, what was expected, what to do. It names parameters as Python has them,
+between backquotes: "`lr` 0: give a number above 0", "add `resume=True`". ``str`` of an error drops the backquotes; the
+command line makes options of the names instead (``cli/spelling.py``): "--lr 0: ...", "add --resume". An error that
+carries the message of another one on takes it with ``marked``, so that the names in it stay marked.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import re
 import zipfile
 import zlib
 
+PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`\n]*))?`")  # `name` or `name=value`
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)|(?<=\w)\(0x[0-9a-fA-F]+\)")  # <... at 0x7f1c>, ITK's Name(0x5581)
 
 
@@ -34,8 +38,13 @@ class OfgError(Exception):
 
     exit_code = 1
 
-    def __str__(self) -> str:
+    @property
+    def marked(self) -> str:
+        """The message with its parameters still between backquotes."""
         return without_addresses(super().__str__())
+
+    def __str__(self) -> str:
+        return plain(self.marked)
 
 
 class UsageError(OfgError, ValueError):
@@ -82,6 +91,11 @@ class Interrupted(OfgError):
     """The user stopped long work that can be continued. Code as shells give it for SIGINT."""
 
     exit_code = 130
+
+
+def plain(text: str) -> str:
+    """A message for who calls functions: without the backquotes around its parameters."""
+    return PARAMETER.sub(lambda found: found[0].strip("`"), text)
 
 
 def without_addresses(text: str) -> str:

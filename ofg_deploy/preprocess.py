@@ -23,8 +23,9 @@ from ofg_deploy.geometry import (
     overlap_fraction,
 )
 from ofg_deploy.nifti import Volume
+from ofg_deploy.options import words
 
-Init = Literal["none", "header", "centre", "rigid", "affine"]
+Init = words.Init
 IMAGE_BASED: tuple[Init, ...] = ("centre", "rigid", "affine")  # those in which masks count
 Kind = Literal["percentile", "minmax", "window", "linear"]
 

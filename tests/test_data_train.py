@@ -65,7 +65,7 @@ def test_given_wins_over_recipe_over_plan() -> None:
     assert resolve(Options(grid=(16, 16, 16)), None, None, 16).spacing_mm is None
     assert resolve(Options(), RECIPES["ixi"], None, 16).flip
     assert resolve(Options(), RECIPES["ixi"], None, 16).axes == "LIA"
-    with pytest.raises(UsageError, match="--grid and --spacing"):
+    with pytest.raises(UsageError, match="grid and spacing must be given"):
         resolve(Options(axes="RAS", grid=(16, 16, 16)), RECIPES["ixi"], None, 16)
 
 

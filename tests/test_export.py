@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,8 @@ import torch
 from torch import nn
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
-from ofg_deploy.errors import InputError, ParityError
+from ofg_deploy.errors import InputError, ParityError, UsageError
+from ofg_deploy.export.api import export_model
 from ofg_deploy.export.onnx import Exported, check_graph, export_onnx, trace
 from ofg_deploy.export.parity import Tolerance, compare, synthetic_pair
 from ofg_deploy.export.source import from_checkpoint, from_run
@@ -52,6 +54,38 @@ def models(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> di
 
 def export(run: Run, out: Path, tolerance: Tolerance | None = None) -> Exported:
     return export_onnx(from_run(run.folder, lambda: None), out, tolerance or Tolerance(), False, ["test"])
+
+
+def test_python_exports_what_the_command_exports(
+    runs: dict[str, Run], models: dict[str, Exported], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To the byte; prints nothing; parameters in its errors, which the command line spells as options."""
+    exported = export_model(runs["ofg"].folder, tmp_path / "m.onnx")
+    assert capfd.readouterr().out == ""
+    assert (exported.path, exported.engines) == (tmp_path / "m.onnx", ())
+    assert exported.path.read_bytes() == models["ofg"].model.read_bytes()
+    assert exported.parity == json.loads((tmp_path / "m.json").read_text())["parity"]
+    assert 0 < exported.parity["field_mm_max"] < 1e-3
+    for options, words in [
+        ({"target": "sm86"}, "cpu_build, target, trt_module, max_batch and rebuild go with trt=True"),
+        ({"trt": True, "target": "sm86"}, "cpu_build and target go together: cpu_build=True target=sm86,sm89,sm120"),
+        ({"trt": True, "precision": "int8"}, "trt=True precision=int8: int8 models are for the CPU runtimes"),
+        ({"precision": "half"}, 'precision "half" is unknown: use fp32, fp16, bf16, int8 or auto'),
+        ({"atol_mm": 0}, "atol_mm 0: give a number above 0"),
+        ({"tolerance": 1}, "there is no option 'tolerance'"),
+        ({"network": "voxelmorph"}, "network: these describe a bare checkpoint; a run folder knows its own"),
+    ]:
+        with pytest.raises(UsageError, match=re.escape(words)):
+            export_model(runs["ofg"].folder, tmp_path / "x.onnx", **options)
+    for source, path, options, words in [
+        (runs["ofg"].folder, "x.pt", {}, "must end in .onnx"),
+        (exported.path, "x.engine", {}, "is exported already: add trt=True for an engine"),
+        (exported.path, "x.engine", {"trt": True, "precision": "fp16"}, "precision and atol_mm go with its export"),
+        (exported.path, "x.onnx", {"with_warp": True}, "with_warp=True: "),
+    ]:
+        with pytest.raises(UsageError, match=re.escape(words)):
+            export_model(source, tmp_path / path, **options)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.json", "m.onnx"]
 
 
 def test_exported_field_is_the_eager_field(runs: dict[str, Run], models: dict[str, Exported]) -> None:

@@ -167,7 +167,7 @@ def test_guidance_may_begin_late() -> None:
         )
         assert found.numbers() == expected.numbers()
     assert tiny_config(epochs=1, guidance_start=0.9).guided(0)
-    with pytest.raises(UsageError, match="share of the epochs"):
+    with pytest.raises(UsageError, match="guidance_start 1: give a number from 0, below 1"):
         tiny_config(guidance_start=1.0)
 
 

@@ -24,8 +24,10 @@ from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid
 from ofg_deploy.kernels.refine import Greedy
 from ofg_deploy.metrics import dice, mean
+from ofg_deploy.options.training import DEFAULT_OPTIMISER, GUIDANCE_OPTIONS, PUBLISHED
+from ofg_deploy.options.words import Optimiser
 from ofg_deploy.train.checkpoint import load_checkpoint
-from ofg_deploy.train.config import DEFAULT_OPTIMISER, Optimiser, TrainConfig, settle_guidance
+from ofg_deploy.train.config import TrainConfig, check_effects
 from ofg_deploy.train.dataset import load_cached, misfits, prepare_all
 from ofg_deploy.train.devices import choose_device
 from ofg_deploy.train.guidance import inner_optimiser
@@ -207,7 +209,7 @@ def test_bad_data_and_options(
         (["--resume", "--threads", -2], 2, "--threads -2: give 1 or more, or 0 for all cores"),
         ([images, "--network", "other"], 2, "unknown"),
         ([images, "--ncc-window", 4], 2, "odd"),
-        ([images, "--epochs", 0], 2, "above 0"),
+        ([images, "--epochs", 0], 2, "--epochs 0: give 1 or more"),
         ([images, "--intensity", "window"], 2, "window:-1000,1000"),
         ([images, "--labels", tmp_path / "none"], 3, "not a folder"),
         ([images, "--labels", broken.parent], 3, "does not exist"),
@@ -233,7 +235,7 @@ def test_bad_data_and_options(
         ([images, "--recipe", "other"], 2, "use one of ixi"),
         ([images, "--recipe", "oasis", "--recipe", "ixi"], 2, "one data set at a time"),
         ([images, "--guidance-optimiser", "multilevel", "--guidance-levels", 4], 2, "at its coarsest level"),
-        ([images, "--guidance-optimiser", "multilevel", "--guidance-levels", 1], 2, "at least 2"),
+        ([images, "--guidance-optimiser", "multilevel", "--guidance-levels", 1], 2, "give 2 or more"),
         ([images, "--lr", "inf"], 2, "finite"),
         ([images, "--dice-weight", 1, "--init", "none"], 3, "labels for every training pair"),
         ([broken, "--init", "none", "--workers", 1], 3, "s2.nii.gz"),
@@ -275,7 +277,7 @@ def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path
         ("epochs", 3.0, "epochs is 3.0, expected a whole number"),
         ("epochs", True, "epochs is true, expected a whole number"),
         ("epochs", None, "epochs is null, expected a whole number"),
-        ("epochs", -3, "--epochs -3 must be above 0"),
+        ("epochs", -3, "epochs -3: give 1 or more"),
         ("steps_per_epoch", "3", 'steps_per_epoch is "3", expected a whole number or null'),
         ("lr", None, "lr is null, expected a number"),
         ("lr", False, "lr is false, expected a number"),
@@ -328,7 +330,7 @@ def test_an_existing_run_is_kept(subjects: tuple[Path, Path], tmp_path: Path) ->
     pairs = find_tiny_pairs(*subjects)
     run, _ = run_training(tmp_path / "run", pairs, tiny_config(epochs=1), tmp_path / "cache")
     before = run.last.read_bytes()
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume=True"):
         run.start(tiny_config(), pairs, tmp_path / "cache", [], [])
     assert run.last.read_bytes() == before
 
@@ -397,28 +399,29 @@ def test_validation_dice_is_the_dice_of_the_label_maps(subjects: tuple[Path, Pat
 
 
 def test_guidance_is_settled_by_optimiser_similarity_and_recipe() -> None:
-    published = tiny_config(guidance_steps=5, ncc_window=9)
-    assert replace(published, **settle_guidance("ofg", None, "ncc", {}, published=True)) == published
-    assert replace(published, **settle_guidance("ofg", "adam", "ncc", {})) == published
-    greedy = settle_guidance("ofg", "greedy", "ncc", {"guidance_steps": 2, "ncc_window": None})
-    assert (greedy["guidance_optimiser"], greedy["guidance_steps"], greedy["ncc_window"]) == ("greedy", 2, 5)
-    guide = inner_optimiser(replace(published, **greedy), torch.device("cpu"))
+    greedy = TrainConfig(EXPECTS, guidance_steps=2)
+    assert (greedy.guidance_optimiser, greedy.guidance_steps, greedy.ncc_window) == (DEFAULT_OPTIMISER, 2, 5)
+    guide = inner_optimiser(greedy, torch.device("cpu"))
     assert guide.options == Greedy(2), "guidance and --refine step alike"
     others = {"step_voxels": 0.7, "step_limit": 3.0, "gradient_sigma": 0.8, "field_sigma": 0.6}
-    asked = settle_guidance("ofg", "greedy", "ncc", {f"guidance_{name}": value for name, value in others.items()})
-    guide = inner_optimiser(replace(published, **asked), torch.device("cpu"))
+    asked = TrainConfig(EXPECTS, **{f"guidance_{name}": value for name, value in others.items()})
+    guide = inner_optimiser(asked, torch.device("cpu"))
     assert guide.options == Greedy(6, *others.values())
-    assert settle_guidance("ofg", None, "ncc", {})["guidance_optimiser"] == DEFAULT_OPTIMISER
-    assert settle_guidance("ofg", None, "mind", {})["guidance_optimiser"] == "adam"
-    assert settle_guidance("none", None, "ncc", {})["ncc_window"] == 9
+    published = TrainConfig(EXPECTS, **PUBLISHED)
+    assert (published.guidance_steps, published.guidance_start, published.guidance_lr) == (5, 0.0, 0.1)
+    assert (published.guidance_sobolev, published.ncc_window, published.lr, published.steady) == (0.0, 9, 1e-4, False)
+    assert TrainConfig(similarity="mind").guidance_optimiser == "adam"
+    assert TrainConfig(guidance="none").ncc_window == 9
     assert split_recipes(["paper", "oasis"]) == split_recipes(["oasis", "paper"]) == ("oasis", True)
     assert split_recipes([]) == (None, False)
     for optimiser in get_args(Optimiser):
-        replace(published, **settle_guidance("ofg", optimiser, "ncc", {}))
+        config = TrainConfig(guidance_optimiser=optimiser)
+        check_effects(GUIDANCE_OPTIONS[optimiser], config)
+        assert replace(config, seed=3) == TrainConfig(guidance_optimiser=optimiser, seed=3)
 
 
 def test_usage_errors_of_the_configuration() -> None:
     with pytest.raises(UsageError, match="guidance"):
         tiny_config(guidance="other")
-    with pytest.raises(UsageError, match="negative"):
+    with pytest.raises(UsageError, match="smoothness -1: give 0 or more"):
         tiny_config(smoothness=-1.0)

@@ -16,10 +16,10 @@ import pytest
 import SimpleITK as sitk
 from training_runs import EXPECTS, make_subjects, tiny_config
 
-from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.export import command
+from ofg_deploy.cli import here
+from ofg_deploy.errors import InputError, Interrupted, UsageError
 from ofg_deploy.nifti import load_image
-from ofg_deploy.train import dataset, here
+from ofg_deploy.train import dataset
 from ofg_deploy.train.budget import Budget, Costs, describe, plan
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import file_digest, load_cached, prepare_all
@@ -79,11 +79,16 @@ def test_without_arguments(tmp_path: Path, run_cli, monkeypatch) -> None:
     assert "no GPU: --hours H plans a run" in out
     assert json.loads((tmp_path / "run/config.json").read_text())["pairs"]["training"][0]["fixed_labels"]
     taken: list[object] = []
-    monkeypatch.setattr(command, "export", lambda source, *_: taken.append(source))
+
+    def export_model(source: str, *_: object, **__: object) -> None:
+        taken.append(source)
+        raise Interrupted("enough")
+
+    monkeypatch.setattr("ofg_deploy.export.api.export_model", export_model)
     code, out, err = run_cli(["export"])
-    assert (code, err) == (0, "")
+    assert (code, err) == (130, "ofg: error: enough\n")
     assert "run: run (the newest one here)" in out
-    assert taken == [Path("run")]
+    assert taken == ["run"]
 
 
 @pytest.mark.parametrize("verb", ["train", "export"])
@@ -120,7 +125,7 @@ def test_options_that_were_given_win_over_the_plan() -> None:
     assert planned.steps_per_epoch == 100
     assert 0.5 * 3600 < planned.epochs * 100 * 0.5 < 3600
     for hours, given in ((0, ()), (-1, ()), (float("nan"), ()), (float("inf"), ()), (1, ("epochs", "steps_per_epoch"))):
-        with pytest.raises(UsageError, match="--hours"):
+        with pytest.raises(UsageError, match="hours"):
             Budget(hours, frozenset(given))
 
 

@@ -216,7 +216,7 @@ def test_memory_is_estimated_and_refused_before_the_start(monkeypatch: pytest.Mo
     half = estimate.memory_needed(replace(config, precision="bf16"), network)
     assert half < need < estimate.memory_needed(replace(config, batch_size=2), network)
     monkeypatch.setattr(estimate, "memory_free", lambda device: need - 1)
-    with pytest.raises(DeviceError, match=r"needs about .* are free: use a smaller --grid"):
+    with pytest.raises(DeviceError, match=r"needs about .* are free: use a smaller grid or batch_size"):
         estimate.check_memory(config, network, torch.device("cpu"), 1)
     monkeypatch.setattr(estimate, "memory_free", lambda device: need + 1)
     assert "needs about" in estimate.check_memory(config, network, torch.device("cpu"), 1)

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from training_runs import find_tiny_pairs, make_subjects, run_training, tiny_config
 
+from ofg_deploy.errors import Interrupted
 from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.loop import Trainer
@@ -87,7 +88,12 @@ def test_steps_are_steady_unless_the_recipe_is_published(
     steady: bool,
 ) -> None:
     started: list[TrainConfig] = []
-    monkeypatch.setattr("ofg_deploy.train.command.start", lambda out, config, *_: started.append(config))
+
+    def start(out: Path, config: TrainConfig, *_: object) -> None:
+        started.append(config)
+        raise Interrupted("enough")
+
+    monkeypatch.setattr("ofg_deploy.train.session.start", start)
     code, _, err = run_cli(["train", subjects[0], "-o", tmp_path / "run", *options])
-    assert code == 0, err
+    assert code == 130, err
     assert [config.steady for config in started] == [steady]

@@ -11,7 +11,8 @@ pytest.importorskip("torch", reason="training needs torch")
 
 from training_runs import make_subjects, tiny_config
 
-from ofg_deploy.train import command
+from ofg_deploy.cli import train_terminal
+from ofg_deploy.train import session
 from ofg_deploy.train.budget import rate_for, updates_of
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.pairs import PairFiles, PairList
@@ -65,10 +66,10 @@ def test_stopped_while_preparing_it_goes_on_and_a_finished_run_says_so(
     tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = make_subjects(tmp_path)
-    monkeypatch.setattr(command, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(train_terminal, "PLAIN_EVERY_S", 0.0)
     short = ["--epochs", 2, "--steps-per-epoch", 2, "--ncc-window", 5, "--init", "none", "--threads", 1, "--workers", 1]
     first = ["train", images, "--labels", labels, "-o", tmp_path / "run", "--guidance-start", 0.5, *short]
-    whole, count = command.prepare_all, 0
+    whole, count = session.prepare_all, 0
 
     def stopped(*arguments: object) -> list[Path]:
         nonlocal count
@@ -78,7 +79,7 @@ def test_stopped_while_preparing_it_goes_on_and_a_finished_run_says_so(
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "prepare_all", stopped)
+        patch.setattr(session, "prepare_all", stopped)
         code, _, err = run_cli(first)
     assert code == 130
     assert f"continue with: ofg train -o {tmp_path / 'run'} --resume" in err

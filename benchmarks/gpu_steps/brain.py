@@ -153,6 +153,7 @@ def tiny_run(context: Context) -> Path:
     """A run of one finished epoch, for a dry run."""
     from gpu_steps.models import TINY
     from gpu_steps.phantom import write_heads
+    from ofg_deploy.options.training import PUBLISHED
     from ofg_deploy.preprocess import Intensity, NetworkInput
     from ofg_deploy.train.batches import TrainingFiles
     from ofg_deploy.train.config import TrainConfig
@@ -168,6 +169,7 @@ def tiny_run(context: Context) -> Path:
     pairs = PairList((PairFiles(heads[0], heads[1]),), (PairFiles(heads[1], heads[0]),))
     config = TrainConfig(
         NetworkInput(TINY, (1.0, 1.0, 1.0), Intensity("minmax"), "none"),
+        **PUBLISHED,
         network="voxelmorph-half",
         epochs=1000,
         guidance_steps=1,

@@ -13,8 +13,9 @@ import torch
 
 from gpu_steps.context import Context, Figures
 from gpu_steps.timing import median, smooth_pair
+from ofg_deploy.options.training import GUIDANCE_OPTIONS, PUBLISHED
 from ofg_deploy.preprocess import Intensity, NetworkInput
-from ofg_deploy.train.config import GUIDANCE_OPTIONS, TrainConfig
+from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.objective import Batch, Objective
 from ofg_deploy.train.steady_adam import SteadyAdam
@@ -24,7 +25,7 @@ NETWORKS = ("voxelmorph", "voxelmorph-half", "transmorph", "lku-net")
 TINY_NETWORKS = ("voxelmorph-half",)  # the smallest
 GUIDANCE: dict[str, dict[str, Any]] = {
     "none": {"guidance": "none"},
-    "published, K = 5": {"guidance_steps": 5, "ncc_window": 9},
+    "published, K = 5": {**PUBLISHED, "guidance_steps": 5, "ncc_window": 9},
     "greedy, K = 6": {"guidance_optimiser": "greedy", **GUIDANCE_OPTIONS["greedy"]},
 }
 AIM = "at most 1.3 times the step without guidance"
@@ -58,7 +59,7 @@ def step(
         network=network,
         epochs=10,
         precision=precision,
-        **{**GUIDANCE[guidance], **small},
+        **{"lr": 1e-4, **GUIDANCE[guidance], **small},
     )
     torch.manual_seed(0)
     model = build_network(network, grid).to(device, memory_format=torch.channels_last_3d)

@@ -33,6 +33,7 @@ from ofg_deploy.cli import (  # noqa: F401
 )
 from ofg_deploy.cli.app import app
 from ofg_deploy.cli.safe_output import safe_output
+from ofg_deploy.cli.spelling import spelled
 from ofg_deploy.errors import InputError, Interrupted, OfgError, without_addresses
 from ofg_deploy.extras import explained
 
@@ -55,7 +56,7 @@ def _run() -> NoReturn:
     try:
         code = app(prog_name="ofg", standalone_mode=False)
     except OfgError as error:
-        _fail(str(error), error.exit_code)
+        _fail(spelled(error.marked), error.exit_code)
     except MemoryError:
         _fail("out of memory: use a smaller grid or a machine with more", 1)
     except Exception as error:

@@ -37,7 +37,7 @@ def quantise(model: onnx.ModelProto, pairs: list[PreparedPair]) -> onnx.ModelPro
         UsageError: no pairs.
     """
     if not pairs:
-        raise UsageError("int8 is calibrated on training pairs: export a run folder, or give --pairs with a checkpoint")
+        raise UsageError("int8 is calibrated on training pairs: export a run folder, or give `pairs` with a checkpoint")
     with quiet():
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

@@ -37,7 +37,7 @@ class BareOptions:
 
     def check_none(self, what: str) -> None:
         """Raises UsageError if anything was given."""
-        given = [f"--{name.removesuffix('_mm')}" for name, value in asdict(self).items() if value is not None]
+        given = [f"`{name.removesuffix('_mm')}`" for name, value in asdict(self).items() if value is not None]
         if given:
             raise UsageError(f"{', '.join(given)}: these describe a bare checkpoint; {what} knows its own")
 
@@ -59,13 +59,15 @@ def find_source(path: Path, bare: BareOptions, scratch: Path, with_pairs: bool =
         replace(bare, grid=None).check_none("a run folder")
         return from_run(path, lambda: None, bare.grid, with_pairs)
     own = load_checkpoint(path)
-    diffeomorphic = bool((own.training or {}).get("diffeomorphic")) if bare.diffeomorphic is None else True
+    diffeomorphic = bare.diffeomorphic
+    if diffeomorphic is None:
+        diffeomorphic = bool((own.training or {}).get("diffeomorphic"))
     if own.config is not None:
         network, expects, diffeomorphic = _described(path, own, bare)
     elif own.expects is None:
         if bare.network is None or (bare.grid is None and bare.recipe is None):
             raise UsageError(
-                f"{path} is not a run folder: a bare checkpoint needs --network and --grid X Y Z or --recipe"
+                f"{path} is not a run folder: a bare checkpoint needs `network` and `grid` X Y Z or `recipe`"
             )
         network, expects = bare.network, _published(bare, network_class(bare.network))
     else:
@@ -85,9 +87,11 @@ def _described(path: Path, own: Checkpoint, bare: BareOptions) -> tuple[str, Net
     grid, layout = read_layout(own, path)
     same = [name for name in ("voxelmorph", "voxelmorph-2") if is_published(layout, network_class(name))]
     if bare.network not in (None, VXM_DENSE, *same):
-        raise UsageError(f"{path} describes its own network in its config: leave out --network {bare.network}")
+        raise UsageError(f"{path} describes its own network in its config: leave out `network` {bare.network}")
     if bare.diffeomorphic and layout.integration is None:
-        raise UsageError(f"{path} has int_steps 0 in its config, so it predicts no velocity: leave out --diffeomorphic")
+        raise UsageError(
+            f"{path} has int_steps 0 in its config, so it predicts no velocity: leave out `diffeomorphic=True`"
+        )
     expects = _published(replace(bare, grid=bare.grid or grid), vxm_dense(layout))
     return VXM_DENSE, expects, layout.integration is not None
 
@@ -98,7 +102,7 @@ def _published(bare: BareOptions, architecture: type[RegistrationNetwork]) -> Ne
     if recipe := find_recipe(bare.recipe):
         options = resolve(options, recipe, None, architecture.divisor)
     if options.grid is None:
-        raise UsageError("--spacing is not the recipe's: give the --grid that belongs to it")
+        raise UsageError("`spacing` is not the recipe's: give the `grid` that belongs to it")
     architecture.check_grid(options.grid)
     default = NetworkInput(options.grid, (1.0, 1.0, 1.0), Intensity("minmax"), "affine")
     return _fill(options, default)

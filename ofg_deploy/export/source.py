@@ -66,6 +66,7 @@ def from_run(
     """
     run = Run(folder)
     config, pairs, cache = run.read()
+    assert config.expects is not None  # a run has settled it
     expects = on_grid(config.expects, config.network, grid)
     checkpoint = load_checkpoint(run.best)
     form = recorded_form(checkpoint.training) if config.diffeomorphic else False
@@ -110,7 +111,7 @@ def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInpu
     architecture.check_grid(grid)
     if architecture.weights_know_grid and architecture.padded_grid(grid) != architecture.padded_grid(expects.shape):
         given, own = (" ".join(map(str, shape)) for shape in (grid, expects.shape))
-        raise UsageError(f"--grid {given}: {name} has learned the places of its grid {own}, train it on the new grid")
+        raise UsageError(f"`grid` {given}: {name} has learned the places of its grid {own}, train it on the new grid")
     return replace(expects, shape=grid)
 
 
@@ -194,7 +195,7 @@ def _check_form(checkpoint: Checkpoint, path: Path, diffeomorphic: bool) -> None
     """Weights fit both forms alike, so only the record can tell; a published checkpoint has none."""
     if checkpoint.training and checkpoint.training.get("diffeomorphic", False) != diffeomorphic:
         found = "without" if diffeomorphic else "with"
-        raise UsageError(f"{path} was trained {found} --diffeomorphic: export it the same way")
+        raise UsageError(f"{path} was trained {found} `diffeomorphic=True`: export it the same way")
 
 
 def prepare_pairs(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from ofg_deploy.errors import DeviceError, UsageError, check_count
+from ofg_deploy.options.words import EngineModule
 from ofg_deploy.serve.cuda import present_gpu
 from ofg_deploy.serve.tensorrt import NAMES, TensorRT, find_module, installed
-
-ModuleChoice = Literal["auto", "tensorrt", "tensorrt_rtx"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +25,19 @@ class BuildOptions:
         UsageError: a value out of range.
     """
 
-    module: ModuleChoice = "auto"
+    module: EngineModule = "auto"
     targets: tuple[str, ...] = ()
     max_batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.module not in get_args(ModuleChoice):
-            raise UsageError(f"--trt-module {self.module!r} is unknown: use {', '.join(get_args(ModuleChoice))}")
+        if self.module not in get_args(EngineModule):
+            raise UsageError(f"`trt_module` {self.module!r} is unknown: use {', '.join(get_args(EngineModule))}")
         for target in self.targets:
             if not re.fullmatch(r"sm\d{2,3}", target):
-                raise UsageError(f"--target {target!r}: give compute capabilities as in sm86,sm89,sm120")
+                raise UsageError(f"`target` {target!r}: give compute capabilities as in sm86,sm89,sm120")
         if len(set(self.targets)) != len(self.targets):
-            raise UsageError(f"--target {','.join(self.targets)} names one twice")
-        check_count("--max-batch", self.max_batch)
+            raise UsageError(f"`target` {','.join(self.targets)} names one twice")
+        check_count("`max_batch`", self.max_batch)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def choose_toolchain(options: BuildOptions) -> Toolchain:
         able = [trt for trt in found if set(options.targets) <= set(trt.targets)]
         if not able:
             offers = "; ".join(f"{trt} offers {' '.join(trt.targets) or 'none'}" for trt in found)
-            raise DeviceError(f"--target {','.join(options.targets)} cannot be built without a GPU: {offers}")
+            raise DeviceError(f"`target` {','.join(options.targets)} cannot be built without a GPU: {offers}")
         targets = tuple(sorted(options.targets, key=lambda t: int(t[2:])))
         return Toolchain(able[0], None, targets, options.max_batch)
     gpu = present_gpu()

@@ -16,19 +16,10 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.options.greedy import BOUNDS, DEFAULTS, WINDOW
 
 Field = npt.NDArray[np.float32]
 Image = npt.NDArray[np.float32]
-
-# Of the options of ``Greedy``. Beyond them float32 gives out or a step takes for ever, long after there was any sense:
-# at a hundredth of the mean length nearly all vectors are shortened, and 100 voxels are wider than what is registered.
-BOUNDS = {
-    "step": (1e-6, 100.0),
-    "limit": (0.01, math.inf),
-    "gradient_sigma": (0.0, 100.0),
-    "field_sigma": (0.0, 100.0),
-}
-
 
 SHORTEST = 0.1  # of the first step: where halving ends
 
@@ -120,11 +111,11 @@ class Greedy:
     """
 
     steps: int = 20
-    step: float = 0.5
-    limit: float = 2.0
-    gradient_sigma: float = 1.5
-    field_sigma: float = 0.5
-    window: int = 5
+    step: float = DEFAULTS["step"]
+    limit: float = DEFAULTS["limit"]
+    gradient_sigma: float = DEFAULTS["gradient_sigma"]
+    field_sigma: float = DEFAULTS["field_sigma"]
+    window: int = WINDOW
     blind: bool = False
 
     def __post_init__(self) -> None:

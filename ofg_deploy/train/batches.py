@@ -83,7 +83,7 @@ def load_batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DeviceError("a reading process died: use --loader-workers 0, or give it more shared memory") from error
+        raise DeviceError("a reading process died: use `loader_workers=0`, or give it more shared memory") from error
 
 
 class _Pairs(Dataset):

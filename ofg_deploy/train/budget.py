@@ -1,4 +1,4 @@
-"""``--hours``: a run that ends in time. Its length and learning rate come from what a step takes on this machine."""
+"""``hours``: a run that ends in time. Its length and learning rate come from what a step takes on this machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ofg_deploy.errors import UsageError
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.pairs import DEFAULT_PAIRS
 
-DEFAULT_NETWORK = "voxelmorph"
-COMPACT = "voxelmorph-half"  # a ninth of the arithmetic, see docs/guidance.md
 PUBLISHED = (500, DEFAULT_PAIRS, 1e-4)  # epochs, pairs of each, learning rate
 # Highest rates that were tried and held: with clipped gradients (docs/guidance.md), or in benchmarks/networks.py.
 HIGHEST_RATE = {"voxelmorph": 3e-3, "voxelmorph-2": 3e-3, "voxelmorph-half": 3e-3, "lku-net": 1e-3}
@@ -41,9 +39,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.hours < math.inf:
-            raise UsageError(f"--hours {self.hours:g}: give the time the run may take, above 0")
+            raise UsageError(f"`hours` {self.hours:g}: give the time the run may take, above 0")
         if {"epochs", "steps_per_epoch"} <= self.given:
-            raise UsageError("--hours plans the length of the run: leave out --epochs or --steps-per-epoch")
+            raise UsageError("`hours` plans the length of the run: leave out `epochs` or `steps_per_epoch`")
 
     @property
     def most_pairs(self) -> int:
@@ -109,7 +107,7 @@ def describe(config: TrainConfig, budget: Budget, costs: Costs) -> list[str]:
     if total < TOO_SHORT:
         lines.append(
             f"only {total} steps fit into {budget.hours:g} h, a network hardly learns from fewer than {TOO_SHORT}: "
-            "give more --hours or a larger --spacing, or register without a network (ofg register -m none)"
+            "give more `hours` or a larger `spacing`, or register without a network (ofg register -m none)"
         )
     return lines
 

@@ -202,7 +202,7 @@ def load_cached(file: Path) -> PreparedPair:
     except (*DAMAGED, KeyError, TypeError) as error:
         file.unlink(missing_ok=True)
         raise InputError(
-            f"{file} in the cache was missing or damaged: start again (ofg train --resume), and it is made anew"
+            f"{file} in the cache was missing or damaged: start again (resume the run), and it is made anew"
         ) from error
 
 
@@ -222,7 +222,7 @@ def misfits(pairs: list[PairFiles], files: list[Path]) -> list[str]:
         worst = max(outside, key=outside.__getitem__)
         lines.append(
             f"{len(outside)} of {len(files)} pairs have content outside the network's grid, "
-            f"{outside[worst]:.0%} of {worst.fixed}: use a larger --grid or --spacing"
+            f"{outside[worst]:.0%} of {worst.fixed}: use a larger `grid` or `spacing`"
         )
     if apart:
         worst = min(apart, key=apart.__getitem__)

@@ -28,7 +28,7 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build")
+        raise DeviceError("`device=cuda`: this torch sees no CUDA device; use `device=cpu` or install a CUDA build")
     return wanted
 
 
@@ -42,9 +42,9 @@ def launch(device: str, precision: str) -> Fabric:
         DeviceError: a precision the device does not have.
     """
     if precision == "fp16" and device == "cpu":
-        raise DeviceError("--precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
+        raise DeviceError("`precision=fp16` needs a CUDA device; on a CPU use bf16 or fp32")
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError("--precision bf16: this GPU has no bfloat16 arithmetic; use fp16 or fp32")
+        raise DeviceError("`precision=bf16`: this GPU has no bfloat16 arithmetic; use fp16 or fp32")
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
@@ -106,6 +106,6 @@ def check_bf16_on_cpu(network: nn.Module, shape: Shape) -> None:
     if small:
         name, size = next(iter(small.items()))
         raise DeviceError(
-            f"--precision bf16 on a CPU: layer {name} would see {size} voxels, and torch's gradients are wrong where "
-            "an axis is shorter than the kernel: use a larger --grid or fp32"
+            f"`precision=bf16` on a CPU: layer {name} would see {size} voxels, and torch's gradients are wrong where "
+            "an axis is shorter than the kernel: use a larger `grid` or fp32"
         )

@@ -18,7 +18,7 @@ from ofg_deploy.train.networks.base import RegistrationNetwork
 # Of the energy of a pair, forward and backward, in the plain torch path. MIND keeps 12 channels several times.
 ENERGY_BYTES_PER_VOXEL = {"ncc": 260, "mse": 260, "mind": 800}
 DICE_BYTES_PER_VOXEL_AND_LABEL = 24
-REMEDIES = "use a smaller --grid or --batch-size, --activation-checkpointing, or --precision bf16"
+REMEDIES = "use a smaller `grid` or `batch_size`, `activation_checkpointing=True`, or `precision=bf16`"
 
 
 @dataclass(frozen=True)

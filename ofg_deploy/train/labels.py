@@ -74,7 +74,7 @@ def load_network_labels(file: Path) -> list[Labels]:
     except (*DAMAGED, KeyError) as error:
         file.unlink(missing_ok=True)
         raise InputError(
-            f"{file} in the cache was missing or damaged: start again (ofg train --resume), and it is made anew"
+            f"{file} in the cache was missing or damaged: start again (resume the run), and it is made anew"
         ) from error
 
 
@@ -82,7 +82,7 @@ def _evaluated(pair: PairFiles, numbers: tuple[int, ...] | None) -> list[Volume]
     both = [_only(load_labels(path), numbers) for path in (pair.fixed_labels, pair.moving_labels)]
     if not any(labels.data.any() for labels in both):
         wanted = "other than 0" if numbers is None else f"among {', '.join(map(str, numbers[:5]))}, ..."
-        raise InputError(f"{pair.fixed_labels} and {pair.moving_labels} hold no label {wanted}: another --recipe?")
+        raise InputError(f"{pair.fixed_labels} and {pair.moving_labels} hold no label {wanted}: another `recipe`?")
     return both
 
 
@@ -94,7 +94,7 @@ def _only(labels: Volume, numbers: tuple[int, ...] | None) -> Volume:
 
 def _prepare(pair: PairFiles, prepared: Path, evaluated: tuple[int, ...] | None) -> Path:
     if pair.fixed_labels is None or pair.moving_labels is None:
-        raise InputError(f"--dice-weight needs labels for every training pair: {pair.fixed} / {pair.moving} has none")
+        raise InputError(f"`dice_weight` needs labels for every training pair: {pair.fixed} / {pair.moving} has none")
     files = (pair.fixed_labels, pair.moving_labels)
     digest = hashlib.sha256(json.dumps([*map(file_digest, files), evaluated]).encode())
     file = prepared.with_name(f"{prepared.stem}-labels-{digest.hexdigest()[:16]}.npz")

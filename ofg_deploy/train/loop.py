@@ -42,6 +42,7 @@ class Trainer:
         validation: prepared validation pairs, in the order of ``pairs.validation``.
         fabric: of ``devices.launch``.
         loader_workers: processes that read ahead.
+        new: begin at the first epoch, whatever is in the folder.
 
     Raises:
         UsageError: the grid does not suit the network.
@@ -58,6 +59,7 @@ class Trainer:
         validation: list[Any],
         fabric: Fabric,
         loader_workers: int = 0,
+        new: bool = False,
     ) -> None:
         self.run, self.config, self.files, self.fabric = run, config, files, fabric
         self.loader_workers = loader_workers
@@ -72,7 +74,7 @@ class Trainer:
         optimiser = (
             SteadyAdam(weights, config.lr) if config.steady else torch.optim.Adam(weights, config.lr, amsgrad=True)
         )
-        resume = self._load_last() if run.config.exists() and run.last.exists() else None
+        resume = self._load_last() if not new and run.config.exists() and run.last.exists() else None
         self.module, self.optimiser = fabric.setup(self.network, optimiser)
         if resume:
             try:
@@ -164,7 +166,7 @@ class Trainer:
             update = step % self.config.accumulate == 0
             terms = self._backward(batch.to(self.fabric.device), epoch, update).numbers()
             if not np.isfinite(terms[0]):
-                raise InputError(f"the loss became {terms[0]} in epoch {epoch + 1}: start again with a lower --lr")
+                raise InputError(f"the loss became {terms[0]} in epoch {epoch + 1}: start again with a lower `lr`")
             if update:
                 self.optimiser.step()
                 self.optimiser.zero_grad()

@@ -120,7 +120,7 @@ def find_pairs(
     if dataset is None and source.is_dir():
         return _pairs_of_folder(source, labels, at_random if pairs is None else pairs, seed)
     if labels is not None:
-        raise UsageError("--labels goes with a plain folder; data sets and lists name their label files themselves")
+        raise UsageError("`labels` goes with a plain folder; data sets and lists name their label files themselves")
     if dataset is None:
         return _pairs_of_list(source, pairs, seed)
     return _pairs_of_dataset(dataset, source, pairs, seed, at_random)
@@ -179,11 +179,11 @@ def _without(
     if not bad:
         return pairs, None
     if not skip_bad:
-        raise InputError(f"{describe(bad, of)}. Mend or remove them, or add --skip-bad")
+        raise InputError(f"{describe(bad, of)}. Mend or remove them, or add `skip_bad=True`")
     training = tuple(p for p in pairs.training if not is_bad(p))
     validation = tuple(p for p in pairs.validation if not is_bad(p))
     if not training or (pairs.validation and not validation):
-        raise InputError(f"--skip-bad leaves no pair to train or to validate on: {describe(bad, of)}")
+        raise InputError(f"`skip_bad=True` leaves no pair to train or to validate on: {describe(bad, of)}")
     left_out = len(pairs.training) + len(pairs.validation) - len(training) - len(validation)
     return replace(pairs, training=training, validation=validation), f"{describe(bad, of)}; {left_out} pairs left out"
 
@@ -210,7 +210,7 @@ def _check_not_too_coarse(grids: Sequence[Grid], spacing: Spacing) -> None:
         mm, there, told = (" ".join(f"{n:.3g}" for n in of) for of in (extent, left, spacing))
         raise UsageError(
             f"spacing {told} mm: of images of {mm} mm it leaves {there} voxels, {FEWEST} along each axis are needed: "
-            "give a smaller --spacing"
+            "give a smaller `spacing`"
         )
 
 
@@ -240,7 +240,7 @@ def _pairs_of_folder(folder: Path, labels: Path | None, count: int, seed: int) -
             f"{folder} holds {len(images)} NIfTI images: at least 4 are needed (2 to train, 2 to validate){more}"
         )
     if labels is not None and not labels.is_dir():
-        raise InputError(f"--labels {labels} is not a folder")
+        raise InputError(f"`labels` {labels} is not a folder")
     shuffled = random.Random(seed).sample(images, len(images))
     kept = max(2, len(images) // 10)
 

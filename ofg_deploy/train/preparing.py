@@ -1,4 +1,4 @@
-"""What was asked for while the pairs of a run are prepared, so that ``--resume`` can go on with it."""
+"""What was asked for while the pairs of a run are prepared, so that a resumed run can go on with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Record(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Preparing:
-    """Arguments of ``command.start`` that decide what is trained."""
+    """Arguments of ``session.start`` that decide what is trained."""
 
     config: TrainConfig
     pairs: PairList

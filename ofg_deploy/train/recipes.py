@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ofg_deploy.data import labels as names
 from ofg_deploy.data.description import Dataset, Plan
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape, Spacing
-from ofg_deploy.preprocess import Init
+from ofg_deploy.options.training import Selection
+from ofg_deploy.options.words import PAPER, Init, RecipeName
 
-RecipeName = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
-PAPER = "paper"
-DEFAULT_INTENSITY = "percentile:0.5,99.5"
-DEFAULT_INIT: Init = "affine"
+DEFAULTS = Selection()
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     # vessels at 200 stay apart, air and bone saturate.
     "abdomenctct": Recipe(_CT, _CT_MM, "window:-160,240", "none", False, True, False, _ORGANS),
     "abdomenctct-published": Recipe(_CT, _CT_MM, "linear:0,500", "none", False, True, False, _ORGANS),
-    "hippocampus": Recipe((48, 64, 48), _MM, DEFAULT_INTENSITY, "affine", False, False, False, (1, 2)),
+    "hippocampus": Recipe((48, 64, 48), _MM, DEFAULTS.intensity, "affine", False, False, False, (1, 2)),
 }
 
 
@@ -77,7 +74,7 @@ def split_recipes(names: Sequence[str]) -> tuple[str | None, bool]:
     for name in of_data:
         find_recipe(name)
     if len(of_data) > 1:
-        raise UsageError(f"--recipe {' and '.join(of_data)}: one data set at a time (paper goes with any)")
+        raise UsageError(f"`recipe` {' and '.join(of_data)}: one data set at a time (paper goes with any)")
     return (of_data[0] if of_data else None), PAPER in names
 
 
@@ -99,7 +96,7 @@ def find_recipe(name: str | None) -> Recipe | None:
     if name is None:
         return None
     if name not in RECIPES:
-        raise UsageError(f"--recipe {name!r} is unknown: use one of {', '.join(RECIPES)}, or paper when training")
+        raise UsageError(f"`recipe` {name!r} is unknown: use one of {', '.join(RECIPES)}, or paper when training")
     return RECIPES[name]  # type: ignore[index]
 
 
@@ -112,9 +109,9 @@ def resolve(given: Options, recipe: Recipe | None, plan: Plan | None, divisor: i
     Raises:
         UsageError: other axes than those of the grid that would be used.
     """
-    source, axes = recipe or plan, recipe.axes if recipe else "RAS"
+    source, axes = recipe or plan, recipe.axes if recipe else DEFAULTS.axes
     if given.axes is not None and given.axes != axes and (given.grid is None or given.spacing_mm is None):
-        raise UsageError(f"--axes {given.axes}: --grid and --spacing must be given with it, in the same order")
+        raise UsageError(f"`axes` {given.axes}: `grid` and `spacing` must be given with it, in the same order")
     spacing, grid = given.spacing_mm, given.grid
     if source is not None:
         if grid is None and spacing in (None, source.spacing_mm):
@@ -124,8 +121,8 @@ def resolve(given: Options, recipe: Recipe | None, plan: Plan | None, divisor: i
     return Options(
         grid,
         spacing,
-        given.intensity or (recipe.intensity if recipe else DEFAULT_INTENSITY),
-        given.init or (recipe.init if recipe else DEFAULT_INIT),
+        given.intensity or (recipe.intensity if recipe else DEFAULTS.intensity),
+        given.init or (recipe.init if recipe else DEFAULTS.init),
         given.two_way if given.two_way is not None else bool(recipe and recipe.two_way),
         given.flip if given.flip is not None else bool(recipe and recipe.flip),
         given.axes or axes,
@@ -146,7 +143,7 @@ def check_pairing(name: str, recipe: Recipe, dataset: Dataset | None, listed: bo
     has_atlas = dataset is not None and dataset.rule != "random"
     if recipe.with_atlas and not has_atlas:
         raise UsageError(
-            f"--recipe {name} pairs everybody with an atlas and the data names none: make it with ofg data"
+            f"`recipe` {name} pairs everybody with an atlas and the data names none: make it with ofg data"
         )
     if has_atlas and not recipe.with_atlas:
-        raise UsageError(f"--recipe {name} pairs at random and the data pairs with an atlas: another recipe is meant")
+        raise UsageError(f"`recipe` {name} pairs at random and the data pairs with an atlas: another recipe is meant")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -68,7 +69,15 @@ def breakdown(history: list[EpochRecord]) -> str | None:
     name = "similarity" if at.val_dice is None else "Dice"
     return (
         f"validation {name} fell from {best:.3f} in epoch {at.epoch} to {last:.3f} in epoch {low[0]}: "
-        f"the training broke down; best.pt keeps epoch {at.epoch}, a new run needs a lower --lr"
+        f"the training broke down; best.pt keeps epoch {at.epoch}, a new run needs a lower `lr`"
+    )
+
+
+def held(folder: Path) -> InputError:
+    """What to say where a new run would go into the folder of another one."""
+    return InputError(
+        f"{folder} holds a run already: add `resume=True` to continue it, `overwrite=True` to replace it, or choose "
+        "another folder"
     )
 
 
@@ -116,7 +125,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The last finished epoch, with what --resume needs."""
+        """The last finished epoch, with what a resumed run needs."""
         return self.folder / "last.pt"
 
     @property
@@ -137,7 +146,7 @@ class Run:
             prepared: cache files of all pairs; their names say what the images held.
         """
         if self.config.exists():
-            raise InputError(f"{self.folder} holds a run already: add --resume to continue it or choose another folder")
+            raise held(self.folder)
         check_writable([self.config], overwrite=False)
         record = {
             "schema": 1,
@@ -166,6 +175,25 @@ class Run:
         """The configuration of a record in the folder, read from ``file``. Raises as ``TrainConfig.from_record``."""
         config = TrainConfig.from_record(record, str(file))
         return config if config.frame is None else replace(config, frame=str(located(config.frame, self.folder)))
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here, its configuration first; the cache of prepared pairs stays.
+
+        Raises:
+            InputError: another process trains it, or something cannot be removed.
+        """
+        files = [f for f in (self.config, self.last, self.best, self.metrics, self.curve) if f.exists()]
+        folders = [f for f in (self.tensorboard, self.picture(0).parent) if f.exists()]
+        if not files and not folders:
+            return
+        try:
+            with self.locked():
+                for file in files:
+                    file.unlink()
+                for folder in folders:
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise InputError(f"cannot replace the run in {self.folder}: {error.strerror or error}") from error
 
     def check_unchanged(self, prepared: list[Path]) -> None:
         """Raises InputError if images are not those the run began with."""

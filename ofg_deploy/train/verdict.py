@@ -30,7 +30,7 @@ def judged(history: Sequence[EpochRecord], validation_pairs: int, start: Scores)
     if before is not None and score - before < LEAST_GAIN:
         found.append(
             f"the network gains nothing over the initial alignment ({name} {before:.4f} -> {score:.4f}): train longer, "
-            "or leave out --lr, which then follows the length of the run"
+            "or leave out `lr`, which then follows the length of the run"
         )
     return chosen, found
 

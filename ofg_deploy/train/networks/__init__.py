@@ -8,6 +8,7 @@ from typing import Any
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.kernels.integration import Integration
+from ofg_deploy.options.words import NetworkName
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.half_resolution import VoxelMorphHalf
 from ofg_deploy.train.networks.lku_net import LKUNet, of_width
@@ -17,7 +18,7 @@ from ofg_deploy.train.networks.voxelmorph import VoxelMorph, VoxelMorph2
 from ofg_deploy.train.networks.vxm_dense import NAME as VXM_DENSE
 from ofg_deploy.train.networks.vxm_dense import Layout, vxm_dense
 
-NETWORKS: dict[str, type[RegistrationNetwork]] = {
+NETWORKS: dict[NetworkName, type[RegistrationNetwork]] = {
     "voxelmorph": VoxelMorph,
     "voxelmorph-2": VoxelMorph2,
     "voxelmorph-half": VoxelMorphHalf,
