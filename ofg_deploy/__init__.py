@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from ofg_deploy.errors import OfgError as OfgError
     from ofg_deploy.errors import ParityError as ParityError
     from ofg_deploy.errors import UsageError as UsageError
+    from ofg_deploy.export.api import Exported as Exported
+    from ofg_deploy.export.api import export_model as export_model
     from ofg_deploy.image import Image as Image
     from ofg_deploy.serve.found import Failure as Failure
     from ofg_deploy.serve.found import Registration as Registration
     from ofg_deploy.serve.model import Model as Model
+    from ofg_deploy.train.api import Run as Run
+    from ofg_deploy.train.api import train_network as train_network
 
 _HOME = {
     "DeviceError": "errors",
+    "Exported": "export.api",
     "Failure": "serve.found",
     "GeometryError": "errors",
     "Image": "image",
@@ -41,10 +46,13 @@ _HOME = {
     "OfgError": "errors",
     "ParityError": "errors",
     "Registration": "serve.found",
+    "Run": "train.api",
     "UsageError": "errors",
     "apply": "api",
+    "export_model": "export.api",
     "load": "api",
     "register": "api",
+    "train_network": "train.api",
 }
 
 __all__ = [  # noqa: PLE0604  # names are resolved by __getattr__

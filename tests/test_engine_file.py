@@ -19,7 +19,8 @@ from engine_records import GPU, engine_record
 from tensorrt_stand_ins import FakeCuda, fake_module, images
 
 from ofg_deploy.errors import DeviceError, InputError
-from ofg_deploy.export.engine import EngineJob, export_engine, rebuild
+from ofg_deploy.cli.verbs.building import rebuild
+from ofg_deploy.export.engine import EngineJob, export_engine
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 from ofg_deploy.serve import cuda as cuda_leaf
 from ofg_deploy.serve import tensorrt as leaf

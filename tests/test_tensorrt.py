@@ -25,11 +25,11 @@ onnx = pytest.importorskip("onnx", reason="models are made with onnx (pip instal
 torch = pytest.importorskip("torch", reason="networks are traced with torch (pip install ofg-deploy[train])")
 rtx = pytest.importorskip("tensorrt_rtx", reason="engines are built with tensorrt_rtx (pip install ofg-deploy[rtx])")
 
+from ofg_deploy.cli.verbs.building import BuildProgress
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.export import engine_cache
 from ofg_deploy.export.engine import EngineJob, export_engine
 from ofg_deploy.export.onnx import trace
-from ofg_deploy.export.progress import BuildProgress
 from ofg_deploy.export.tensorrt import build_here, refusal
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, read_model, seal

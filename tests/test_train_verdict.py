@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="training needs torch")
 
 from training_runs import make_subjects, tiny_config
 
-from ofg_deploy.cli import train_terminal
+from ofg_deploy.cli.verbs import train as train_terminal
 from ofg_deploy.train import session
 from ofg_deploy.train.budget import rate_for, updates_of
 from ofg_deploy.train.config import TrainConfig

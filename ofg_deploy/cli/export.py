@@ -38,7 +38,7 @@ def export(
 
     if source is None:
         need("torch", "onnx", "onnxscript")
-    from ofg_deploy.cli.export_terminal import Terminal
+    from ofg_deploy.cli.verbs.export import Terminal
 
     with Terminal() as terminal:
         if source is None:

@@ -191,7 +191,7 @@ def register(
         "moving_points": moving_points,
     }
     if rebuild:
-        from ofg_deploy.export.engine import rebuild as rebuild_engine
+        from ofg_deploy.cli.verbs.building import rebuild as rebuild_engine
     how = (device, threads, rebuild_engine if rebuild else None, runtime)
     settle = partial(_settle, context, model, refine, quality)
     running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from ofg_deploy.cli.spelling import spelled
+
 
 def terminal(stderr: bool = False, quiet: bool = False) -> Console:
     """A console on standard output or standard error."""
@@ -19,6 +21,6 @@ def both() -> tuple[Console, Console]:
 
 
 def warn(stderr: Console, lines: Iterable[str]) -> None:
-    """One line each."""
+    """One line each, parameters as the command line spells them."""
     for line in lines:
-        stderr.print(f"ofg: warning: {line}", soft_wrap=True)
+        stderr.print(f"ofg: warning: {spelled(line)}", soft_wrap=True)

@@ -59,7 +59,7 @@ def train(
     """
     need("torch", "lightning_fabric", "tensorboard", "matplotlib", "filelock")
     options = with_assigned(given, assigned or (), TRAINING)
-    from ofg_deploy.cli.train_terminal import Terminal, is_first
+    from ofg_deploy.cli.verbs.train import Terminal, is_first
     from ofg_deploy.train.api import train_network
 
     terminal = Terminal()

@@ -10,7 +10,6 @@ from pathlib import Path
 from ofg_deploy.errors import DeviceError
 from ofg_deploy.export.engine_cache import build_once
 from ofg_deploy.export.parity import Reference, Tolerance, synthetic_pair
-from ofg_deploy.export.progress import BuildProgress, bars_on, terminal
 from ofg_deploy.export.tensorrt import Progress, build
 from ofg_deploy.export.toolchain import BuildOptions, Toolchain, choose_toolchain
 from ofg_deploy.locations import portable_command
@@ -67,11 +66,17 @@ def export_engine(onnx: Path, out: Path, job: EngineJob, overwrite: bool) -> Pub
         return write_engine(model, onnx, job, out, partial, partial_beside, reference)
 
 
-def rebuild(engine: Path, record: EngineRecord, problems: list[str]) -> None:
-    """Replace an engine by one for this place, from the ONNX model beside it, and say so.
+def rebuild(
+    engine: Path,
+    record: EngineRecord,
+    progress: Progress | None,
+    waiting: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Replace an engine that does not fit by one for this place, from the ONNX model beside it.
 
     Args:
-        problems: why it does not fit.
+        progress, waiting: as ``EngineJob`` has them. say: gets a line about what is built from what.
 
     Raises:
         DeviceError: there is no such model, or no engine can be built here. InputError: as ``export_engine``.
@@ -81,13 +86,8 @@ def rebuild(engine: Path, record: EngineRecord, problems: list[str]) -> None:
         raise DeviceError(f"{engine} does not fit and {onnx} is not there to rebuild it from: export it again")
     most = max(high[0] for _, _, high in record.profile.values())
     tools = choose_toolchain(BuildOptions(max_batch=most))
-    console = terminal()
-    console.print(f"{engine} does not fit: {'; '.join(problems)}", soft_wrap=True)
-    console.print(f"rebuilding it from {onnx} with {tools}", soft_wrap=True)
-    with bars_on(console) as bars:
-        progress = BuildProgress(bars)
-        job = EngineJob(tools, list(record.command), False, progress, progress.waiting)
-        export_engine(onnx, engine, job, overwrite=True)
+    say(f"rebuilding it from {onnx} with {tools}")
+    export_engine(onnx, engine, EngineJob(tools, list(record.command), False, progress, waiting), overwrite=True)
 
 
 def write_engine(

@@ -1,4 +1,4 @@
-"""Who watches an export: nobody, a log, or a terminal (``cli/export_terminal.py``)."""
+"""Who watches an export: nobody, a log, or a terminal (``cli/verbs/export.py``)."""
 
 from __future__ import annotations
 

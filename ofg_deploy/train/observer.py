@@ -1,4 +1,4 @@
-"""Who watches a training: nobody, a log and a callback, or a terminal (``cli/train_terminal.py``)."""
+"""Who watches a training: nobody, a log and a callback, or a terminal (``cli/verbs/train.py``)."""
 
 from __future__ import annotations
 

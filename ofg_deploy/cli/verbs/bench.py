@@ -14,8 +14,8 @@ from ofg_deploy.bench.plan import TableOptions
 from ofg_deploy.bench.proof import ProofOptions, prove, turns
 from ofg_deploy.bench.table import measure_table
 from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.verbs.building import bars_on
 from ofg_deploy.errors import UsageError
-from ofg_deploy.export.progress import bars_on
 from ofg_deploy.extras import need
 from ofg_deploy.outputs import check_writable, staged, to_json
 

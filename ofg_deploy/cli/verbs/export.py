@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ofg_deploy.cli.spelling import spelled
+from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.verbs.building import BuildProgress, bars_on
 from ofg_deploy.export.observer import Observer
-from ofg_deploy.export.progress import BuildProgress, bars_on, terminal
 from ofg_deploy.serve.engine_file import record_path
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from ofg_deploy.cli.spelling import spelled
+from ofg_deploy.cli.terminal import terminal
 from ofg_deploy.train.observer import Observer, Progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Terminal(Observer):
     """Prints notes, warns on standard error, draws bars."""
 
     def __init__(self) -> None:
-        self.console = Console(markup=False, emoji=False, highlight=False)
+        self.console = terminal()
 
     def note(self, line: str) -> None:
         """As ``Observer``."""

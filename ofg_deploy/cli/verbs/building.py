@@ -1,14 +1,14 @@
-"""A build's nested phases on the terminal."""
+"""An engine build on the terminal: its nested phases, and a build because an engine does not fit."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-
-def terminal() -> Console:
-    """Prints paths as they are: they may hold what rich takes for markup or emoji."""
-    return Console(markup=False, emoji=False, highlight=False)
+from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.serve.engine_file import EngineRecord
 
 
 def bars_on(console: Console) -> Progress:
@@ -42,3 +42,18 @@ class BuildProgress:
         """See ``export.tensorrt.Progress``."""
         if phase in self._tasks:
             self._bars.remove_task(self._tasks.pop(phase)[0])
+
+
+def rebuild(engine: Path, record: EngineRecord, problems: list[str]) -> None:
+    """As ``export.engine.rebuild``, with what is done and why on the terminal."""
+    from ofg_deploy.export.engine import rebuild as rebuild_engine
+
+    console = terminal()
+    console.print(f"{engine} does not fit: {'; '.join(problems)}", soft_wrap=True)
+    with bars_on(console) as bars:
+        progress = BuildProgress(bars)
+
+        def say(line: str) -> None:
+            bars.print(line, soft_wrap=True)
+
+        rebuild_engine(engine, record, progress, progress.waiting, say)
