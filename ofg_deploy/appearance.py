@@ -10,6 +10,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +18,7 @@ from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid, in_view, network_grid, thinned, transform_points
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import NetworkInput
+from ofg_deploy.records import fitted
 
 EMPTY = 0.35  # share of exactly equal background in a brain cut out of its head; air of a scan is noise
 HOUNSFIELD_AIR = -500.0  # below it there is air in a CT; no other modality writes such numbers
@@ -88,6 +90,14 @@ def likeness(first: npt.NDArray[np.floating[Any]], other: npt.NDArray[np.floatin
     return float(np.corrcoef(a, b)[0, 1])
 
 
+class _Record(msgspec.Struct):
+    """``Appearance`` as it travels; ``mean`` is base64, a byte for each block."""
+
+    stripped: float
+    mean: str
+    likeness: tuple[float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Appearance:
     """What the fixed images look like that a network was trained on; travels with its checkpoint and its model.
@@ -156,12 +166,12 @@ class Appearance:
     def from_record(cls, record: Any) -> Appearance | None:
         """None where a model has none: it was trained elsewhere, or by an older version."""
         try:
-            steps = np.frombuffer(base64.b64decode(record["mean"], validate=True), np.uint8).reshape(EDGE, EDGE, EDGE)
-            alike, spread = (float(v) for v in record["likeness"])
-            mean = np.where(steps == UNKNOWN, np.nan, steps / np.float32(UNKNOWN)).astype(np.float32)
-            return cls(float(record["stripped"]), mean, (alike, spread))
-        except (KeyError, TypeError, ValueError):
+            known = fitted(record, _Record, "the record of training images is damaged")
+            steps = np.frombuffer(base64.b64decode(known.mean, validate=True), np.uint8).reshape(EDGE, EDGE, EDGE)
+        except ValueError:  # of base64 and numpy, too
             return None
+        mean = np.where(steps == UNKNOWN, np.nan, steps / np.float32(UNKNOWN)).astype(np.float32)
+        return cls(known.stripped, mean, known.likeness)
 
 
 def _share_outside(volume: Volume, expects: NetworkInput, centre: Grid | None) -> float:

@@ -6,7 +6,8 @@ Images and labels are used where they lie (or where the zip was extracted): the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ofg_deploy.data import labels as names
 from ofg_deploy.data.archive import Each, extract
@@ -14,10 +15,35 @@ from ofg_deploy.data.description import Dataset, Subject
 from ofg_deploy.data.volumes import started
 from ofg_deploy.errors import InputError
 from ofg_deploy.nifti import load_grid, stem
-from ofg_deploy.outputs import read_json
+from ofg_deploy.records import read_as
 
 MODALITY = {"OASIS": "MR T1", "AbdomenCTCT": "CT"}
 LABELS = {"OASIS": names.OASIS, "AbdomenCTCT": names.ABDOMEN_CT}
+
+
+class _Entry(msgspec.Struct):
+    """An image and what belongs to it, relative to the description."""
+
+    image: str
+    label: str | None = None
+    keypoints: str | None = None
+
+
+class _Pair(msgspec.Struct):
+    """Images that are registered to each other."""
+
+    fixed: str
+    moving: str
+
+
+class _Task(msgspec.Struct):
+    """What is read of ``<task>_dataset.json``; an image without labels may be its path alone."""
+
+    training: list[_Entry | str]
+    registration_val: list[_Pair]
+    test: list[_Entry | str] = []
+    registration_test: list[_Pair] = []
+    name: str = ""
 
 
 def convert(source: Path, folder: Path, task: str, each: Each) -> Dataset:
@@ -33,16 +59,12 @@ def convert(source: Path, folder: Path, task: str, each: Each) -> Dataset:
         source = folder / "extracted"
     description = _find(source, task)
     root = description.parent
-    try:
-        record = read_json(description)
-        training = [_subject(root, entry) for entry in record["training"]]
-        test = [_subject(root, entry) for entry in record.get("test", [])]
-        listed = [(_id(p["fixed"]), _id(p["moving"])) for p in record["registration_val"]]
-        test_pairs = [(_id(p["fixed"]), _id(p["moving"])) for p in record.get("registration_test", [])]
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{description} is not as Learn2Reg writes it: {type(error).__name__} {error}") from error
+    record = read_as(description, _Task, "is not as Learn2Reg writes it")
+    training, test = ([_subject(root, entry) for entry in part] for part in (record.training, record.test))
+    listed, test_pairs = (
+        [(_id(pair.fixed), _id(pair.moving)) for pair in part]
+        for part in (record.registration_val, record.registration_test)
+    )
     validating = {i for pair in listed for i in pair}
     if not training or not listed:
         raise InputError(f"{description} lists no training images or no registration_val pairs")
@@ -51,7 +73,7 @@ def convert(source: Path, folder: Path, task: str, each: Each) -> Dataset:
         raise InputError(f"{description} pairs {missing[0]}, which is not among its training images")
     test_ids = {s.id for s in test}
     return Dataset(
-        name=f"{record.get('name', task)} (Learn2Reg)",
+        name=f"{record.name or task} (Learn2Reg)",
         modality=MODALITY[task],
         splits={
             "training": tuple(s for s in training if s.id not in validating),
@@ -83,14 +105,11 @@ def _find(source: Path, task: str) -> Path:
     return found
 
 
-def _subject(root: Path, entry: Any) -> Subject:
-    """Entries are ``{"image": ..., "label": ...}``, or only the image's path."""
+def _subject(root: Path, entry: _Entry | str) -> Subject:
     if isinstance(entry, str):
-        entry = {"image": entry}
-    image = _inside(root, entry["image"])
-    labels = _inside(root, entry["label"]) if entry.get("label") else None
-    landmarks = _inside(root, entry["keypoints"]) if entry.get("keypoints") else None
-    return Subject(_id(entry["image"]), image, labels, landmarks)
+        entry = _Entry(entry)
+    labels, landmarks = (_inside(root, name) if name else None for name in (entry.label, entry.keypoints))
+    return Subject(_id(entry.image), _inside(root, entry.image), labels, landmarks)
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -11,11 +11,24 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from ofg_deploy.errors import InputError
 from ofg_deploy.export.tensorrt import Built
 from ofg_deploy.export.toolchain import Toolchain
-from ofg_deploy.outputs import parse_json, staged, to_json
-from ofg_deploy.serve.engine_file import Tensor
+from ofg_deploy.outputs import staged, to_json
+from ofg_deploy.records import read_as
+from ofg_deploy.serve.engine_file import Range, Tensor
+
+
+class _Kept(msgspec.Struct):
+    """What lies beside a plan in the cache: of ``Built`` all but the plan, and its digest."""
+
+    tensors: tuple[Tensor, ...]
+    profile: dict[str, Range]
+    layers: int
+    seconds: float
+    sha256: str
 
 
 def cache_folder() -> Path:
@@ -70,14 +83,12 @@ def build_once(
 def _read(plan: Path, facts: Path) -> Built | None:
     """What is kept, unless it is incomplete or damaged: then it is as good as absent."""
     try:
-        content, record = plan.read_bytes(), parse_json(facts.read_bytes())
-        if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            return None
-        tensors = tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in record["tensors"])
-        profile = {n: (tuple(a), tuple(b), tuple(c)) for n, (a, b, c) in record["profile"].items()}
-        return Built(content, tensors, profile, int(record["layers"]), float(record["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        content, known = plan.read_bytes(), read_as(facts, _Kept, "is damaged")
+    except (OSError, InputError):
         return None
+    if hashlib.sha256(content).hexdigest() != known.sha256:
+        return None
+    return Built(content, known.tensors, known.profile, known.layers, known.seconds)
 
 
 @contextmanager

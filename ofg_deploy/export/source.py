@@ -91,9 +91,8 @@ def from_run(
 
 
 def _remarks(training: dict[str, Any], validation_pairs: int) -> tuple[str, ...]:
-    try:
-        epoch, epochs = int(training["epoch"]), int(training["epochs"])
-    except (KeyError, TypeError, ValueError):  # of an earlier version
+    epoch, epochs = training.get("epoch"), training.get("epochs")
+    if not (isinstance(epoch, int) and isinstance(epochs, int)):  # of an earlier version
         return ()
     chosen = f"best: epoch {epoch} of {epochs}, by {validation_pairs} validation pair{'s' * (validation_pairs != 1)}"
     return (chosen, *doubts(epoch, epochs, validation_pairs))

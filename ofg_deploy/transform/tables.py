@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import parse_csv, read_csv, read_json, read_text, to_json
+from ofg_deploy.records import fitted
 
 PointsFrame = Literal["ras", "lps"]
 Places = npt.NDArray[np.float64]  # (N, 3), in the frame of the file
@@ -28,6 +30,7 @@ FRAMES: dict[str, PointsFrame] = {"0": "ras", "1": "lps", "RAS": "ras", "LPS": "
 AXES: tuple[tuple[str, PointsFrame | None], ...] = (("xyz", None), ("lps", "lps"), ("ras", "ras"))
 # Of an .fcsv that names none: what Slicer 4 and 5 write.
 FCSV_COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID"]
+MOST = float(np.finfo(np.float64).max)  # whole numbers of JSON have no end
 OF_POINTS = ("Fiducial", "Line", "Angle", "Curve", "ClosedCurve")  # others have a size or axes beside their points
 
 
@@ -188,41 +191,58 @@ def _number(text: str) -> float:
 
 def _read_markups(path: Path) -> MarkupsTable:
     document = read_json(path)
-    try:
-        markups = document["markups"]
-        frames = {_frame_of(markup, path) for markup in markups}
-        points = [point for markup in markups for point in markup["controlPoints"]]
-        positions = [_position(point, path) for point in points]
-        labels = tuple(str(point.get("label") or "").strip() for point in points)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{path} is no markups file of 3D Slicer: markups with controlPoints and their position are needed "
-            f"({type(error).__name__} {error})"
-        ) from error
+    needed = "markups with controlPoints and their position are needed"
+    markups = fitted(document, _Markups, f"{path} is no markups file of 3D Slicer", needed).markups
+    frames = {_frame_of(markup, path) for markup in markups}
+    points = [point for markup in markups for point in markup.control_points]
     if len(frames) > 1:
         raise InputError(f"{path} has markups in LPS and in RAS: save each of them as a file of its own")
-    return MarkupsTable(
-        next(iter(frames), None), np.array(positions, dtype=np.float64).reshape(-1, 3), labels, document
-    )
+    positions = np.array([_position(point, path) for point in points], dtype=np.float64).reshape(-1, 3)
+    labels = tuple(str(point.label or "").strip() for point in points)
+    return MarkupsTable(next(iter(frames), None), positions, labels, document)
 
 
-def _frame_of(markup: Any, path: Path) -> PointsFrame:
-    if (kind := markup.get("type", "Fiducial")) not in OF_POINTS:
-        raise InputError(f"{path} holds a markup of type {kind}: only its points could be moved, not its axes and size")
-    system = str(markup.get("coordinateSystem", "LPS")).upper()
+class _Point(msgspec.Struct, rename="camel"):
+    """A control point; its position is ``[x, y, z]`` where it is defined."""
+
+    position: list[Any] = []
+    position_status: Any = "defined"
+    label: Any = ""
+
+
+class _Markup(msgspec.Struct, rename="camel"):
+    """One of a file's markups."""
+
+    control_points: list[_Point]
+    type: Any = "Fiducial"
+    coordinate_system: Any = "LPS"
+    coordinate_units: str | list[str] = "mm"
+
+
+class _Markups(msgspec.Struct):
+    """What is read of a ``.mrk.json``."""
+
+    markups: list[_Markup]
+
+
+def _frame_of(markup: _Markup, path: Path) -> PointsFrame:
+    if markup.type not in OF_POINTS:
+        raise InputError(
+            f"{path} holds a markup of type {markup.type}: only its points could be moved, not its axes and size"
+        )
+    system = str(markup.coordinate_system).upper()
     if system not in FRAMES:
         raise InputError(f"{path} has coordinateSystem {system!r}: LPS or RAS is needed")
-    units = markup.get("coordinateUnits", "mm")
+    units = markup.coordinate_units
     if {*([units] if isinstance(units, str) else units)} - {"mm"}:
         raise InputError(f"{path} has coordinateUnits {units!r}: mm is needed")
     return FRAMES[system]
 
 
-def _position(point: Any, path: Path) -> Sequence[float]:
-    if point.get("positionStatus", "defined") != "defined":
+def _position(point: _Point, path: Path) -> Sequence[float]:
+    if point.position_status != "defined":
         return [float("nan")] * 3
-    position = point["position"]
-    numbers = [isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in position]
-    if len(numbers) != 3 or not all(numbers):
-        raise InputError(f"{path} has the position {json.dumps(position)}: three finite numbers are needed")
-    return [float(value) for value in position]
+    numbers = [v for v in point.position if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) != 3 or len(point.position) != 3 or not all(abs(v) <= MOST for v in numbers):  # False for NaN
+        raise InputError(f"{path} has the position {json.dumps(point.position)}: three finite numbers are needed")
+    return [float(value) for value in point.position]

@@ -17,6 +17,7 @@ from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
 from ofg_deploy.extras import need
 from ofg_deploy.outputs import check_writable, read_csv, read_json
+from ofg_deploy.records import read_as
 from ofg_deploy.transform.tables import PointsFrame
 
 
@@ -76,17 +77,17 @@ def load_names(path: Path) -> Names:
     Raises:
         InputError: another form, a label that is no whole number or is 0, the background, or one listed twice.
     """
-    try:
-        if path.suffix.lower() == ".json":
-            found = [(int(label), str(name)) for label, name in read_json(path).items()]
-        else:
-            header, rows = read_csv(path)
+    needed = "a CSV with columns label, name or a JSON object is needed"
+    if path.suffix.lower() == ".json":
+        given = read_as(path, dict[int, Any], "does not name labels", needed)
+        found = [(label, str(name)) for label, name in given.items()]
+    else:
+        header, rows = read_csv(path)
+        try:
             label, name = header.index("label"), header.index("name")
             found = [(int(row[label]), row[name].strip()) for row in rows]
-    except InputError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: a CSV with columns label, name or a JSON object is needed ({error!r})") from error
+        except ValueError as error:
+            raise InputError(f"{path}: {needed} ({error})") from error
     names = dict(found)
     if not names or len(names) < len(found) or 0 in names:
         raise InputError(f"{path} must name at least one label, each once and none of them 0, the background")

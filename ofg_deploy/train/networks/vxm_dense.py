@@ -15,6 +15,7 @@ from torch.nn import functional
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Shape
 from ofg_deploy.kernels.integration import Integration
+from ofg_deploy.records import fitted
 from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.convolution import Conv3d
 from ofg_deploy.train.networks.voxelmorph import DECODER, ConvBlock, Unet, VoxelMorph
@@ -78,12 +79,7 @@ class Layout:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Layout:
         """Raises InputError unless ``to_record`` made it."""
-        try:
-            lists = {key: tuple(record[key]) for key in ("encoder", "decoder", "head")}
-            how = record["integration"]
-            return cls(**{**record, **lists, "integration": None if how is None else Integration(**how)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the record describes no network of VoxelMorph ({error})") from error
+        return fitted(dict(record), cls, "the record describes no network of VoxelMorph", exactly=True)
 
 
 def read_config(config: Mapping[str, Any], names: Iterable[str]) -> tuple[Shape, Layout]:
