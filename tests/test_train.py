@@ -94,17 +94,17 @@ def test_resumed_run_ends_in_identical_weights(
     assert initial == rows[0].loss != rows[-1].loss
 
 
-def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> None:
-    """``kill -9`` in the middle of an epoch, then ``--resume``, against the command left alone."""
+def test_killed_command_resumes(
+    subjects: tuple[Path, Path], tmp_path: Path, run_cli: Callable[[list[object]], tuple[int, str, str]]
+) -> None:
+    """``kill -9`` in the middle of an epoch, then ``--resume`` in another process, against the command left alone."""
     images, labels = subjects
     options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4]
     options += ["--epochs", 4, "--steps-per-epoch", 6, "--ncc-window", 5, "--cache", tmp_path / "cache", "--threads", 1]
-
-    def command(*arguments: object) -> list[str]:
-        return [sys.executable, "-m", "ofg_deploy", "train", *map(str, arguments)]
-
-    subprocess.run(command(images, "-o", tmp_path / "whole", *options), check=True, capture_output=True)
-    victim = subprocess.Popen(command(images, "-o", tmp_path / "cut", *options), stdout=subprocess.DEVNULL)
+    code, _, err = run_cli(["train", images, "-o", tmp_path / "whole", *options])
+    assert code == 0, err
+    command = [sys.executable, "-m", "ofg_deploy", "train", images, "-o", tmp_path / "cut", *options]
+    victim = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
     last = tmp_path / "cut/last.pt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
@@ -112,7 +112,8 @@ def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> 
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert load_checkpoint(last).training["epoch"] < 4, "the run was over before it could be killed"
-    subprocess.run(command("-o", tmp_path / "cut", "--resume", "--threads", 1), check=True, capture_output=True)
+    code, _, err = run_cli(["train", "-o", tmp_path / "cut", "--resume", "--threads", 1])
+    assert code == 0, err
     a, b = weights(tmp_path / "whole/last.pt"), weights(last)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not list((tmp_path / "cut").glob(".partial-*/*.pt"))
@@ -245,18 +246,19 @@ def test_bad_data_and_options(
         assert not (tmp_path / "run/config.json").exists()
 
 
-def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_is_for_one_process_and_the_same_images(
+    subjects: tuple[Path, Path], tmp_path: Path, run_cli: Callable[[list[object]], tuple[int, str, str]]
+) -> None:
     pairs = find_tiny_pairs(*subjects)
     run, _ = run_training(tmp_path / "run", pairs, tiny_config(), tmp_path / "cache", epochs=1)
     prepared = prepare_all([*pairs.training, *pairs.validation], EXPECTS, tmp_path / "cache", 1, lambda: None)
     run.check_unchanged(prepared)
     with pytest.raises(InputError, match="images changed"):
         run.check_unchanged([*prepared[1:], prepared[0]])
-    with run.locked():
-        command = [sys.executable, "-m", "ofg_deploy", "train", "-o", str(run.folder), "--resume"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 3
-        assert "being trained by another process" in done.stderr
+    with run.locked():  # a lock of this one open file, so another one in this process waits as well
+        code, _, err = run_cli(["train", "-o", run.folder, "--resume"])
+        assert code == 3
+        assert "being trained by another process" in err
     record = json.loads(run.config.read_text())
     del record["config"]["guidance_steps"]
     run.config.write_text(json.dumps(record))
