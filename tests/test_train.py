@@ -94,17 +94,17 @@ def test_resumed_run_ends_in_identical_weights(
     assert initial == rows[0].loss != rows[-1].loss
 
 
-def test_killed_command_resumes(
-    subjects: tuple[Path, Path], tmp_path: Path, run_cli: Callable[[list[object]], tuple[int, str, str]]
-) -> None:
-    """``kill -9`` in the middle of an epoch, then ``--resume`` in another process, against the command left alone."""
+def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+    """``kill -9`` in the middle of an epoch, then ``--resume``, against the command left alone."""
     images, labels = subjects
     options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4]
     options += ["--epochs", 4, "--steps-per-epoch", 6, "--ncc-window", 5, "--cache", tmp_path / "cache", "--threads", 1]
-    code, _, err = run_cli(["train", images, "-o", tmp_path / "whole", *options])
-    assert code == 0, err
-    command = [sys.executable, "-m", "ofg_deploy", "train", images, "-o", tmp_path / "cut", *options]
-    victim = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+
+    def command(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "ofg_deploy", "train", *map(str, arguments)]
+
+    subprocess.run(command(images, "-o", tmp_path / "whole", *options), check=True, capture_output=True)
+    victim = subprocess.Popen(command(images, "-o", tmp_path / "cut", *options), stdout=subprocess.DEVNULL)
     last = tmp_path / "cut/last.pt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
@@ -112,8 +112,7 @@ def test_killed_command_resumes(
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert load_checkpoint(last).training["epoch"] < 4, "the run was over before it could be killed"
-    code, _, err = run_cli(["train", "-o", tmp_path / "cut", "--resume", "--threads", 1])
-    assert code == 0, err
+    subprocess.run(command("-o", tmp_path / "cut", "--resume", "--threads", 1), check=True, capture_output=True)
     a, b = weights(tmp_path / "whole/last.pt"), weights(last)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not list((tmp_path / "cut").glob(".partial-*/*.pt"))
