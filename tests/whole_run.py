@@ -57,6 +57,15 @@ SLOW = (
     "test_register_quality",
     "test_two_processes",
     "test_batch_engines",
+    "test_correlation",
+    "test_catalogue",
+    "test_data_layouts",
+    "test_check",
+    "test_demo_subjects",
+    "test_report_command",
+    "test_eval_command",
+    "test_hostile_transforms",
+    "test_endless",
 )
 
 SHARED = "OFG_TESTS_SHARED"
