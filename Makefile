@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench gpu gpu-bundle clean
+.PHONY: demo test check lint bench gpu gpu-bundle clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
 
+# Files stay whole, and the longest are begun first (tests/whole_run.py), so that both processes end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The quick one before a commit: lint, and all files of tests but the slow ones, which SLOW in tests/whole_run.py lists.
+check: lint
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,6 +21,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
+from whole_run import (  # noqa: F401 - pytest finds its hooks here
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_unconfigure,
+)
 
 import ofg_deploy.cli  # noqa: F401 - for what it does to the environment, undone below
 from ofg_deploy.geometry import Grid
@@ -50,6 +57,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def locale_as_started() -> None:
     """A library that some tests load sets the C locale, and what processes say would be read as ASCII."""
     locale.setlocale(locale.LC_CTYPE, LOCALE)
+
+
+@pytest.fixture(autouse=True)
+def exporter_with_its_table() -> None:
+    if "torch.onnx._internal.exporter._registration" in sys.modules:
+        from traced import keep_the_exporters_table
+
+        keep_the_exporters_table()
 
 
 WORLD_AXES = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}

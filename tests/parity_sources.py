@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import torch
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-from ofg_deploy.export.onnx import trace
 from ofg_deploy.export.parity import synthetic_pair
 from ofg_deploy.export.source import ExportSource
 from ofg_deploy.preprocess import Intensity, NetworkInput
-from ofg_deploy.train.checkpoint import weights_sha256
 from ofg_deploy.train.networks import build_network
-from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.validation import predict
-
-_traced: dict[object, onnx.ModelProto] = {}
-
-
-def trace_once(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """``export.onnx.trace``, which is most of the time of an export, once for each network and form."""
-    form = (network.any_size, network.sampler is not None, network.integrate is not None)
-    key = (weights_sha256(network.state_dict()), *form, shape)
-    if key not in _traced:
-        _traced[key] = trace(network, shape)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(_traced[key])
-    return copy
 
 
 def make_source(

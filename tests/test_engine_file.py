@@ -18,8 +18,8 @@ rtx = pytest.importorskip("tensorrt_rtx", reason="stand-ins are checked against 
 from engine_records import GPU, engine_record
 from tensorrt_stand_ins import FakeCuda, fake_module, images
 
-from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.cli.verbs.building import rebuild
+from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.export.engine import EngineJob, export_engine
 from ofg_deploy.export.toolchain import BuildOptions, choose_toolchain
 from ofg_deploy.serve import cuda as cuda_leaf

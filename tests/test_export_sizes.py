@@ -20,6 +20,7 @@ from scipy.ndimage import map_coordinates
 from tensorrt_support import refusals
 from test_golden import REFERENCE, golden_state, needs_reference
 from test_networks import awake, constant_nodes, images
+from traced import trace_once
 from training_runs import EXPECTS
 
 from ofg_deploy.errors import UsageError
@@ -39,6 +40,12 @@ from ofg_deploy.train.networks.velocity import Sampler
 
 RunCli = Callable[[list[object]], tuple[int, str, str]]
 GRID = (32, 16, 48)
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that export the same network again and change nothing about how it is traced."""
+    monkeypatch.setattr("ofg_deploy.export.onnx.trace", trace_once)
 
 
 def checkpoint(
@@ -114,6 +121,7 @@ def test_all_else_is_for_one_grid_and_says_why() -> None:
         assert why in found.reason
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_exported_for_another_grid_than_trained_on(tmp_path: Path, run_cli: RunCli) -> None:
     """The record knows both grids; weights that belong to places are refused."""
     ours = checkpoint(tmp_path / "c.pt", guidance="ofg")
@@ -139,6 +147,7 @@ def test_exported_for_another_grid_than_trained_on(tmp_path: Path, run_cli: RunC
         assert not (tmp_path / "no.onnx").exists()
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_registering_on_another_grid(tmp_path: Path, files: Any, run_cli: RunCli) -> None:
     """With one model for all grids as with a model exported for that grid."""
     fixed, moving, *_ = files
@@ -210,6 +219,7 @@ def test_the_warped_image_of_the_graph(diffeomorphic: bool, tmp_path: Path, run_
     assert np.abs(warped - torch.cat([moving, fixed]).numpy()).max() > 0.1
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("with_warp", [False, True])
 def test_engines_are_for_the_grid_of_the_contract(
     with_warp: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: RunCli
@@ -282,6 +292,7 @@ def test_published_files_export_with_a_recipe(name: str, tmp_path: Path, run_cli
     assert found.count("Slice") == 0
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_recipe_fills_in_what_was_not_given(tmp_path: Path, run_cli: RunCli) -> None:
     published = tmp_path / "p.pth.tar"
     torch.save({"state_dict": awake("voxelmorph", (48, 64, 48)).state_dict()}, published)
@@ -304,6 +315,7 @@ def test_a_recipe_fills_in_what_was_not_given(tmp_path: Path, run_cli: RunCli) -
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_what_cannot_be_exported_or_read_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Any, run_cli: RunCli
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nibabel.affines import apply_affine, voxel_sizes
+from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
 from ofg_deploy.errors import GeometryError
@@ -19,6 +20,8 @@ from ofg_deploy.geometry import (
     lattice,
     network_grid,
     overlap_fraction,
+    shear_vox,
+    squared,
     transform_points,
 )
 
@@ -201,3 +204,27 @@ def test_overlap_needs_the_affine_in_the_right_direction(make_grid):
 def test_extent_in_words():
     grid = Grid((10, 20, 30), np.array([[-2, 0, 0, 9], [0, 1, 0, -5], [0, 0, 3, 0.5], [0, 0, 0, 1.0]]))
     assert describe_extent(grid) == "x -10..10 y -6..14 z -1..89 mm"
+
+
+def test_a_slightly_sheared_grid_is_squared_by_polar_decomposition():
+    """scipy's, of the directions; sizes and the first voxel stay, and the corner that goes furthest is the measure."""
+    affine = affine_of("PIR", (8, -13, 19))
+    affine[:3, 1] += 8e-4 * np.linalg.norm(affine[:3, 1]) / np.linalg.norm(affine[:3, 0]) * affine[:3, 0]
+    grid, sizes = Grid(SHAPE, affine), voxel_sizes(affine)
+    found = squared(affine)
+    np.testing.assert_allclose(found[:3, :3], polar(affine[:3, :3] / sizes)[0] * sizes, atol=1e-12)
+    np.testing.assert_array_equal(found[:, 3], affine[:, 3])
+    np.testing.assert_allclose(voxel_sizes(found), sizes, rtol=1e-12)
+    corners = np.array(list(product(*[(0, n - 1) for n in SHAPE])), float)
+    apart = apply_affine(np.linalg.inv(affine), apply_affine(found, corners)) - corners
+    assert shear_vox(grid) == pytest.approx(np.linalg.norm(apart, axis=1).max(), rel=1e-9)
+    assert 1e-3 < shear_vox(grid) < 0.02
+    assert shear_vox(Grid(SHAPE, affine_of("PIR", (8, -13, 19)))) < 1e-9
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_what_is_singular_does_not_depend_on_the_unit(unit):
+    thin, thinner = (np.diag([2.0 * unit, unit, least * unit, 1]) for least in (3e-6, 1.9e-6))
+    assert Grid((2, 2, 2), thin).spacing_mm == pytest.approx((2 * unit, unit, 3e-6 * unit))
+    with pytest.raises(GeometryError, match="singular"):
+        Grid((2, 2, 2), thinner)

@@ -15,11 +15,12 @@ from scipy.linalg import expm
 from scipy.ndimage import gaussian_filter
 from tensorrt_support import SAMPLES_VOLUMES, VERSIONS, refusals
 from torch import nn
+from traced import trace_once
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
 from ofg_deploy.cli import main
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.export.onnx import check_graph, export_onnx, trace
+from ofg_deploy.export.onnx import check_graph, export_onnx
 from ofg_deploy.export.parity import Tolerance
 from ofg_deploy.export.source import from_run
 from ofg_deploy.field import jacobian_determinant
@@ -99,7 +100,7 @@ def sampled(field: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 )
 def test_export_reproduces_the_network(name: str, grid: tuple[int, int, int]) -> None:
     network = awake(name, grid)
-    model = trace(network, grid)
+    model = trace_once(network, grid)
     check_graph(model, network)
     found = {node.op_type for node in model.graph.node}
     # The exporter may merge the padding into the first convolution.
@@ -141,7 +142,7 @@ def test_norms_of_an_exported_graph_add_up_large_volumes(tmp_path: Path) -> None
 def test_diffeomorphic_export_and_its_inverse() -> None:
     grid = (30, 33, 26)
     network = awake("voxelmorph", grid, diffeomorphic=True)
-    model = trace(network, grid)
+    model = trace_once(network, grid)
     check_graph(model, network)
     assert {node.op_type for node in model.graph.node} == network.onnx_ops
     assert constant_nodes(model) == []

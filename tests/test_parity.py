@@ -17,7 +17,8 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="models are made with onnx (pip install ofg-deploy[train])")
 pytest.importorskip("torch", reason="networks are traced with torch (pip install ofg-deploy[train])")
 
-from parity_sources import make_source, trace_once
+from parity_sources import make_source
+from traced import trace_once
 
 from ofg_deploy.errors import InputError, ParityError
 from ofg_deploy.export.onnx import export_onnx

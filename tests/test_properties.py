@@ -15,7 +15,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from ofg_deploy.field import jacobian_determinant, resample, total_displacement_mm, warp
-from ofg_deploy.geometry import Grid, canonical, lattice, network_grid, transform_points
+from ofg_deploy.geometry import Grid, canonical, in_view, lattice, network_grid, same_grid, transform_points
 from ofg_deploy.transform.dialects import ON_ONE_GRID, Registration, load_linear, load_map, roundtrip_mm, write
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.itk import read_composite, save_affine
@@ -66,6 +66,25 @@ def points_in(grid: Grid, seed: int, count: int = 40) -> np.ndarray:
     rng = np.random.default_rng(seed)
     index = rng.uniform(0.1, 0.9, (3, count)) * (np.array(grid.shape)[:, None] - 1)
     return transform_points(grid.world_from_vox, index)
+
+
+def stored_otherwise(data: np.ndarray, grid: Grid, axes: list[int], flips: tuple[bool, ...]) -> tuple[np.ndarray, Grid]:
+    """(..., X, Y, Z) with axes permuted and reversed, and the grid on which each voxel is where it was."""
+    turn = np.zeros((4, 4))  # old index from new index
+    turn[3, 3] = 1
+    for new, old in enumerate(axes):
+        turn[old, new] = -1 if flips[old] else 1
+        turn[old, 3] = grid.shape[old] - 1 if flips[old] else 0
+    first = data.ndim - 3
+    stored = np.flip(data, [first + axis for axis in range(3) if flips[axis]])
+    stored = np.ascontiguousarray(stored.transpose(*range(first), *(first + axis for axis in axes)))
+    return stored, Grid(stored.shape[first:], grid.world_from_vox @ turn)
+
+
+def off_the_faces(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where (3, ...) voxel indices are not on the face of the field of view: there rounding decides what is inside."""
+    upper = np.array(shape)[:, None, None, None] - 0.5
+    return np.minimum(abs(index + 0.5), abs(index - upper)).min(axis=0) > 1e-3
 
 
 @pytest.mark.parametrize("dialect", sorted(NAMES))
@@ -138,25 +157,52 @@ def test_the_order_of_the_moving_voxels_does_not_matter(
 ) -> None:
     """The same voxels at the same places, stored in another order and direction, give the same warped image."""
     data = np.random.default_rng(seed).random(moving.shape).astype(np.float32)
-    turn = np.zeros((4, 4))  # old index from new index
-    turn[3, 3] = 1
-    for new, old in enumerate(axes):
-        turn[old, new] = -1 if flips[old] else 1
-        turn[old, 3] = moving.shape[old] - 1 if flips[old] else 0
-    stored = np.flip(data, [axis for axis in range(3) if flips[axis]]).transpose(axes)
-    again = Grid(stored.shape, moving.world_from_vox @ turn)
+    stored, again = stored_otherwise(data, moving, axes, flips)
     to_centre = np.eye(4)
     to_centre[:3, 3] = (moving.corners_mm() - fixed.corners_mm()).mean(axis=1)
-    one, two = (resample(d, g, fixed, to_centre) for d, g in ((data, moving), (np.ascontiguousarray(stored), again)))
-    # Exactly on the face of the field of view rounding decides between the edge value and 0.
+    one, two = (resample(d, g, fixed, to_centre) for d, g in ((data, moving), (stored, again)))
     index = transform_points(moving.vox_from_world @ to_centre @ fixed.world_from_vox, lattice(fixed.shape))
-    faces = np.minimum(abs(index + 0.5), abs(index - np.array(moving.shape)[:, None, None, None] + 0.5)).min(axis=0)
-    np.testing.assert_allclose(one[faces > 1e-3], two[faces > 1e-3], atol=1e-4)
+    compared = off_the_faces(index, moving.shape)
+    np.testing.assert_allclose(one[compared], two[compared], atol=1e-4)
     displacement = (smooth(fixed, seed).reshape(3, -1) + to_centre[:3, 3:]).reshape(3, *fixed.shape).astype(np.float32)
-    one, two = (warp(d, g, fixed, displacement) for d, g in ((data, moving), (np.ascontiguousarray(stored), again)))
+    one, two = (warp(d, g, fixed, displacement) for d, g in ((data, moving), (stored, again)))
     index += np.tensordot(moving.vox_from_world[:3, :3], displacement - to_centre[:3, 3:, None, None], axes=1)
-    faces = np.minimum(abs(index + 0.5), abs(index - np.array(moving.shape)[:, None, None, None] + 0.5)).min(axis=0)
-    np.testing.assert_allclose(one[faces > 1e-3], two[faces > 1e-3], atol=1e-3)  # the displacement is in float32
+    compared = off_the_faces(index, moving.shape)
+    np.testing.assert_allclose(one[compared], two[compared], atol=1e-3)  # the displacement is in float32
+
+
+@always_the_same
+@given(
+    fixed=grids(),
+    moving=grids(),
+    affine=affines(),
+    axes=st.permutations([0, 1, 2]),
+    flips=st.tuples(*[st.booleans()] * 3),
+    seed=st.integers(0, 99),
+)
+def test_the_order_of_the_fixed_voxels_does_not_matter(
+    fixed: Grid, moving: Grid, affine: np.ndarray, axes: list[int], flips: tuple[bool, ...], seed: int
+) -> None:
+    """A network's field on the fixed grid stored otherwise is the same map, and its inverse and Jacobian are."""
+    affine = affine.copy()  # brings the middle of one grid to that of the other
+    middles = [grid.corners_mm().mean(axis=1) for grid in (fixed, moving)]
+    affine[:3, 3] = middles[1] - affine[:3, :3] @ middles[0]
+    field = smooth(fixed, seed) / min(fixed.spacing_mm)  # voxels, components along the axes
+    stored, again = stored_otherwise(field, fixed, axes, flips)
+    signs = np.array([-1.0 if flips[old] else 1.0 for old in axes], np.float32)
+    stored = np.ascontiguousarray(stored[list(axes)] * signs[:, None, None, None])
+    totals = [total_displacement_mm(f, g, g, affine) for f, g in ((field, fixed), (stored, again))]
+    expected, _ = stored_otherwise(totals[0], fixed, axes, flips)
+    np.testing.assert_allclose(totals[1], expected, atol=1e-3)
+    jacobians = [jacobian_determinant(t, g.world_from_vox) for t, g in zip(totals, (fixed, again), strict=True)]
+    np.testing.assert_allclose(jacobians[1], stored_otherwise(jacobians[0], fixed, axes, flips)[0], atol=1e-3)
+    data = np.random.default_rng(seed).random(moving.shape).astype(np.float32)
+    warped = [warp(data, moving, g, t) for g, t in ((fixed, totals[0]), (again, totals[1]))]
+    places = transform_points(fixed.world_from_vox, lattice(fixed.shape)) + totals[0]
+    compared = off_the_faces(transform_points(moving.vox_from_world, places), moving.shape)
+    kept, _ = stored_otherwise(compared, fixed, axes, flips)
+    wanted, _ = stored_otherwise(warped[0], fixed, axes, flips)
+    np.testing.assert_allclose(warped[1][kept], wanted[kept], atol=2e-3)
 
 
 @always_the_same
@@ -205,3 +251,25 @@ def test_a_networks_grid_is_centred_on_the_field_of_view(grid: Grid, spacing: li
     wanted = grid.corners_mm().mean(axis=1)
     assert np.linalg.norm(centre - wanted) <= np.linalg.norm(spacing) / 2 + 1e-6
     np.testing.assert_allclose(found.spacing_mm, spacing, rtol=1e-6)
+
+
+@always_the_same
+@given(grid=grids(), seed=st.integers(0, 99))
+def test_a_grid_is_the_same_as_far_as_its_corners_are(grid: Grid, seed: int) -> None:
+    """Up to the share of the smallest voxel size that was asked for, and no further."""
+    way = np.random.default_rng(seed).choice([-1.0, 1.0], 3)
+    for moved, same in ((0.09, True), (0.11, False)):
+        matrix = grid.world_from_vox.copy()
+        matrix[:3, 3] += moved * min(grid.spacing_mm) * way
+        assert same_grid(grid, Grid(grid.shape, matrix), 0.1) is same
+    assert not same_grid(grid, Grid((*grid.shape[:2], grid.shape[2] + 1), grid.world_from_vox), 1e6)
+
+
+def test_the_faces_of_the_field_of_view_belong_to_it() -> None:
+    """A voxel reaches half a voxel beyond its centre, as ITK has it; two voxels are enough for an axis."""
+    shape = Grid((2, 3, 4), np.eye(4)).shape
+    for axis, n in enumerate(shape):
+        for at, inside in ((-0.5, True), (-0.501, False), (n - 0.5, True), (n - 0.499, False)):
+            index = np.full((3, 1), 0.7)
+            index[axis] = at
+            assert in_view(index, shape).tolist() == [inside], (axis, at)

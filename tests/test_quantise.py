@@ -12,11 +12,11 @@ import onnx
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from traced import trace_once
 from training_runs import EXPECTS, find_tiny_pairs, make_subjects, run_training, tiny_config
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.export import precision
-from ofg_deploy.export.onnx import trace
 from ofg_deploy.export.quantise import quantise
 from ofg_deploy.geometry import Grid
 from ofg_deploy.model_file import CONTRACT_KEY, SEAL_KEY, UNSEALED, Contract, seal
@@ -60,7 +60,7 @@ def test_int8_is_close_to_eager_and_the_same_in_both_runtimes(name: str, diffeom
     if name in HEADS:
         head = network.get_parameter(HEADS[name])
         head.data *= 3 / np.abs(predict(network, unseen.moving, unseen.fixed, "cpu")).max()
-    model = trace(network, GRID)
+    model = trace_once(network, GRID)
     before = model.SerializeToString()
     made = quantise(model, training)
     assert model.SerializeToString() == before, "the float32 graph is compared with it"
@@ -81,7 +81,7 @@ def test_int8_is_close_to_eager_and_the_same_in_both_runtimes(name: str, diffeom
 
 
 def test_what_is_quantised() -> None:
-    model = quantise(trace(build_network("voxelmorph", GRID), GRID), make_pairs(1))
+    model = quantise(trace_once(build_network("voxelmorph", GRID), GRID), make_pairs(1))
     made_by = {output: node for node in model.graph.node for output in node.output}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     both = [[made_by.get(i).op_type if i in made_by else None for i in conv.input[:2]] for conv in convolutions]

@@ -1,12 +1,14 @@
-"""Every command of the README, run in order in one folder as a reader would, on small images."""
+"""Every command of the README, run in order in one folder as a reader would, on small images.
+
+They share this process: that each starts in its own is for the tests of the commands to say.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,10 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_ofg_commands(tmp_path: Path) -> None:
+def test_ofg_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[[list[str]], tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     images, labels = make_subjects(tmp_path)
     shutil.copy(images / "s0.nii.gz", tmp_path / "fixed.nii.gz")
     shutil.copy(images / "s1.nii.gz", tmp_path / "moving.nii.gz")
@@ -66,10 +71,9 @@ def test_ofg_commands(tmp_path: Path) -> None:
         if verb == "register" and verb in done_before:  # the second example writes where the first one did
             short = ["--overwrite"]
         done_before.add(verb)
-        command = [sys.executable, "-m", "ofg_deploy", *arguments, *short]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (line, done.stderr)
-        told = done.stderr.splitlines()  # networks of a single step gain nothing, and are said to
+        code, _, err = run_cli([*arguments, *short])
+        assert code == 0, (line, err)
+        told = err.splitlines()  # networks of a single step gain nothing, and are said to
         assert all(line.startswith("ofg: warning: ") for line in told), (line, told)
     assert (tmp_path / "out/moving_to_fixed_Warp.nii.gz").exists()
     assert (tmp_path / "out/moving_to_fixed_warped_labels.nii.gz").exists()

@@ -13,7 +13,8 @@ from tensorrt_support import TYPES, refusals
 
 torch = pytest.importorskip("torch")
 
-from parity_sources import make_source, trace_once  # noqa: E402
+from parity_sources import make_source  # noqa: E402
+from traced import trace_once  # noqa: E402
 
 from ofg_deploy.export.casts import lower  # noqa: E402
 from ofg_deploy.train.networks import NETWORKS, build_network  # noqa: E402

@@ -247,18 +247,19 @@ def test_bad_data_and_options(
         assert not (tmp_path / "run/config.json").exists()
 
 
-def test_a_run_is_for_one_process_and_the_same_images(subjects: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_is_for_one_process_and_the_same_images(
+    subjects: tuple[Path, Path], tmp_path: Path, run_cli: Callable[[list[object]], tuple[int, str, str]]
+) -> None:
     pairs = find_tiny_pairs(*subjects)
     run, _ = run_training(tmp_path / "run", pairs, tiny_config(), tmp_path / "cache", epochs=1)
     prepared = prepare_all([*pairs.training, *pairs.validation], EXPECTS, tmp_path / "cache", 1, lambda: None)
     run.check_unchanged(prepared)
     with pytest.raises(InputError, match="images changed"):
         run.check_unchanged([*prepared[1:], prepared[0]])
-    with run.locked():
-        command = [sys.executable, "-m", "ofg_deploy", "train", "-o", str(run.folder), "--resume"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 3
-        assert "being trained by another process" in done.stderr
+    with run.locked():  # a lock of this one open file, so another one in this process waits as well
+        code, _, err = run_cli(["train", "-o", run.folder, "--resume"])
+        assert code == 3
+        assert "being trained by another process" in err
     record = json.loads(run.config.read_text())
     del record["config"]["guidance_steps"]
     run.config.write_text(json.dumps(record))

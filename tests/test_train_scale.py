@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from ofg_deploy.train.dataset import load_cached, prepare_all
 from ofg_deploy.train.devices import launch
 from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.run import Run
+
+RunCli = Callable[[list[object]], tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +52,22 @@ def gradient_difference(a: Run, b: Run) -> float:
 
 @pytest.mark.parametrize("guidance", ["ofg", "none"])
 def test_two_processes_train_like_one_with_the_double_batch(
-    subjects: tuple[Path, Path], tmp_path: Path, guidance: str
+    subjects: tuple[Path, Path], tmp_path: Path, guidance: str, run_cli: RunCli
 ) -> None:
     """Through torchrun and the command, one optimiser step."""
     options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4, "--ncc-window", 5]
     options += ["--epochs", 1, "--steps-per-epoch", 2, "--threads", 1, "--guidance", guidance, "--labels", subjects[1]]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "ofg_deploy"]
-    runs = {}
-    for name, start, extra in [("two", torchrun, []), ("one", ["-m", "ofg_deploy"], ["--batch-size", 2])]:
-        out = tmp_path / name
-        command = [*start, "train", subjects[0], "-o", out, "--cache", tmp_path / "cache", *options, *extra]
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], check=False, capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        runs[name] = Run(out)
-        assert done.stdout.count("next: ofg export") == 1
+    runs = {name: Run(tmp_path / name) for name in ("two", "one")}
+    options += ["--cache", tmp_path / "cache"]
+    command = [sys.executable, *torchrun, "train", subjects[0], "-o", runs["two"].folder, *options]
+    done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("next: ofg export") == 1
+    code, out, err = run_cli(["train", subjects[0], "-o", runs["one"].folder, *options, "--batch-size", 2])
+    assert code == 0, err
+    assert out.count("next: ofg export") == 1
     # The inner Adam divides by the size of its gradient: rounding, which differs with the batch, is amplified.
     assert gradient_difference(runs["one"], runs["two"]) < (1e-3 if guidance == "ofg" else 1e-5)
     rows = {name: load_checkpoint(run.last).resume["history"][0] for name, run in runs.items()}
