@@ -98,6 +98,7 @@ def test_python_trains_what_the_command_trains(
     run_cli: RunCli,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, labels = subjects
     cache = tmp_path / "cache"
@@ -129,14 +130,6 @@ def test_python_trains_what_the_command_trains(
     assert "no GPU: hours=H plans a run" in caplog.text
     assert "`" not in caplog.text
 
-    # The configuration of a run is one for --config; what is named on the command line wins.
-    given = ["--config", run.folder / "config.json", "--pairs", 3, "--cache", cache, "--threads", 1, "--workers", 1]
-    code, _, err = run_cli(["train", images, "-o", tmp_path / "c", "--labels", labels, *given])
-    assert code == 0, err
-    assert json.loads((tmp_path / "c/config.json").read_text())["config"] == record
-    c = load_checkpoint(tmp_path / "c/last.pt").state
-    assert all(torch.allclose(a[name], c[name], rtol=0, atol=1e-5) for name in a)
-
     # Refused where a run is, replaced where that is asked for, and resumed without options.
     before = run.last.read_bytes()
     with pytest.raises(InputError, match=r"holds a run already: add resume=True to continue it, overwrite=True"):
@@ -145,29 +138,25 @@ def test_python_trains_what_the_command_trains(
         train_network(None, run.folder, resume=True, lr=1e-3)
     assert train_network(None, run.folder, resume=True, threads=1, workers=1) == run
     assert run.last.read_bytes() == before
-    other = train_network(images, run, overwrite=True, cache=cache, **{**SHORT, "epochs": 1, "guidance": "none"} | NONE)
-    assert [row["val_dice"] for row in other.metrics] == [None]
-    assert load_checkpoint(other.last).training["epoch"] == 1
-    assert max((a[name] - load_checkpoint(other.last).state[name]).abs().max() for name in a) > 1e-3
-    assert json.loads((run.folder / "config.json").read_text())["config"]["guidance"] == "none"
 
-
-NONE: dict[str, Any] = {"guidance_start": None, "guidance_steps": None}  # not given
-
-
-def test_a_run_stays_until_its_replacement_begins(
-    subjects: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = train_network(subjects[0], tmp_path / "run", **{**SHORT, "epochs": 1})
-    files = {path: path.read_bytes() for path in sorted(run.folder.glob("*.*"))}
-
+    # A replacement leaves the run as it is until its own pairs are prepared.
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "prepare_all", stopped)
-    with pytest.raises(Interrupted, match="is unchanged"):
-        train_network(subjects[0], run, overwrite=True, **SHORT)
-    assert {path: path.read_bytes() for path in sorted(run.folder.glob("*.*"))} == files
+    files = {path: path.read_bytes() for path in run.folder.glob("*.*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "prepare_all", stopped)
+        with pytest.raises(Interrupted, match="is unchanged"):
+            train_network(images, run, overwrite=True, **SHORT)
+    assert {path: path.read_bytes() for path in run.folder.glob("*.*")} == files
+    # It takes the options of another run, but for those that are named.
+    changed = {"guidance": "none", "epochs": 1, "threads": 1, "workers": 1, "pairs": 3}
+    other = train_network(images, run, config=tmp_path / "a", overwrite=True, cache=cache, **changed)
+    assert other.config == replace(run.config, guidance="none", epochs=1)
+    assert [row["val_dice"] for row in other.metrics] == [None]
+    c = load_checkpoint(other.last)
+    assert c.training["epoch"] == 1
+    assert max((a[name] - c.state[name]).abs().max() for name in a) > 1e-3
 
 
 def test_set_and_config_and_flags_are_one(
@@ -190,6 +179,12 @@ def test_set_and_config_and_flags_are_one(
         guidance_sobolev=3.0,
         frame=config.frame,
     )
+    # The configuration of that run, as it is.
+    record = {"config": config.to_record(), "pairs": {}, "cache": "cache"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    again = ["train", subjects[0], "-o", tmp_path / "run", "--config", tmp_path / "config.json"]
+    assert run_cli(again)[0] == 130
+    assert started.pop()[0] == config
     for extra, words in [
         (["--epochs", 5, "--set", "epochs=6"], "--epochs is given twice"),
         (["--set", "epochs=5", "--set", "epochs=6"], "--epochs is given twice"),

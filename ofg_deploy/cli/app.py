@@ -23,7 +23,6 @@ app = typer.Typer(
 )
 
 InitOption = Literal["none", "header", "centre", "rigid", "affine"]
-RecipeOption = Literal["ixi", "oasis", "lpba40", "abdomenctct", "abdomenctct-published", "hippocampus"]
 FormatOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
 PointsFrameOption = Annotated[
     Optional[Literal["ras", "lps"]],
