@@ -138,11 +138,11 @@ def add(source: Path, name: str | None, overwrite: bool) -> Entry:
     name = source.stem if name is None else name
     if not NAME.fullmatch(name) or name.lower().endswith(FILES) or name.lower() in RESERVED:
         raise UsageError(
-            f"{name!r} cannot be a model's name: give --name of letters, digits and _ . + -, at most 64, other than "
+            f"{name!r} cannot be a model's name: give `name` of letters, digits and _ . + -, at most 64, other than "
             f"{' and '.join(RESERVED)}"
         )
     if any(entry.name == name for entry in entries() if entry.origin == "packaged"):
-        raise InputError(f"a packaged model is called {name}: give another --name")
+        raise InputError(f"a packaged model is called {name}: give another `name`")
     content = read_model(source).content
     entry = Entry(name, added_folder() / f"{name}.onnx", "added")
     own_card = source.with_suffix(".md")

@@ -68,7 +68,7 @@ def _claim(moves: Sequence[tuple[Path, Path]]) -> None:
             except FileExistsError as error:
                 raise InputError(
                     f"{final} exists already, another process has just written it: choose another output or add "
-                    "--overwrite"
+                    "`overwrite=True`"
                 ) from error
             claimed.append((file, final))
         _sync(moves[-1][1].parent)

@@ -94,7 +94,7 @@ class Contract:
             return self.expects
         given, own = (" ".join(map(str, shape)) for shape in (grid, self.expects.shape))
         if self.sizes == "fixed":
-            raise UsageError(f"grid {given}: this model takes {own} alone, export one with --grid {given}")
+            raise UsageError(f"grid {given}: this model takes {own} alone, export one with `grid` {given}")
         x, y, z = (max(1, -(-n // self.divisor)) * self.divisor for n in grid)
         if grid != (x, y, z):
             raise UsageError(f"grid {given}: this model takes multiples of {self.divisor}, the next are {x} {y} {z}")

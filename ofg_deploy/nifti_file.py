@@ -170,7 +170,7 @@ def open_nifti(path: Path | str, max_voxels: int = MAX_VOXELS, components: int =
     if math.prod(shape[:3] if series else shape) > max_voxels * components:
         limit = f"{max_voxels}{f' of {components} numbers' if components > 1 else ''}"
         raise InputError(
-            f"{path} has {'x'.join(map(str, shape))} voxels, more than --max-voxels {limit}: is the header "
+            f"{path} has {'x'.join(map(str, shape))} voxels, more than `max_voxels` {limit}: is the header "
             "damaged? If not, raise the limit (ofg register, apply, check, eval)"
         )
     offset = _offset(path, stored, header.sizeof_hdr + 4 if head == body else 0)

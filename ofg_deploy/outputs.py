@@ -55,7 +55,7 @@ def _check_writable(path: Path, overwrite: bool) -> None:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder")
         if path.exists() and not overwrite:
-            raise InputError(f"{path} exists already: choose another output or add --overwrite")
+            raise InputError(f"{path} exists already: choose another output or add `overwrite=True`")
         folder = path.parent
         while not folder.exists():
             folder = folder.parent

@@ -283,5 +283,5 @@ def content_outside(unit: npt.NDArray[Any], empty: float, source: Grid, network:
 def _no_overlap(fixed: Volume, moving: Volume, where: str) -> str:
     return (
         f"{fixed.path} ({describe_extent(fixed.grid)}) and {moving.path} ({describe_extent(moving.grid)}) "
-        f"do not overlap {where}: check the headers, or start with --init centre"
+        f"do not overlap {where}: check the headers, or start with `init=centre`"
     )

@@ -53,7 +53,7 @@ class Alignment:
         if self.apart > SAME_VOX:
             found.append(
                 f"the {self.asked} start agreed no better than the {self.kept} one, which is kept: "
-                f"check the result, or give the start with --init"
+                f"check the result, or give the start with `init`"
             )
         if self.bounds:
             found.append(f"the start is as far out as it may be ({', '.join(self.bounds)}): check the result")

@@ -97,8 +97,8 @@ class Aligners:
             except DeviceError as error:
                 self._go_on()
                 raise AlignerDied(
-                    f"{error}, for {moving.path} on {fixed.path}: align them first and use --init none, or use fewer "
-                    "--workers if memory is short"
+                    f"{error}, for {moving.path} on {fixed.path}: align them first and use `init=none`, or use fewer "
+                    "`workers` if memory is short"
                 ) from error
         if isinstance(answer, Exception):
             raise answer

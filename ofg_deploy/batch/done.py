@@ -1,4 +1,4 @@
-"""What ``--resume`` goes by: whether a pair's results are there, and made from the same."""
+"""What ``resume`` goes by: whether a pair's results are there, and made from the same."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ def is_done(job: Job, engine: Engine) -> bool:
     try:
         record = Sidecar.read(sidecar)
     except InputError as error:
-        raise InputError(f"{error}: choose another output, or redo it with --overwrite") from error
+        raise InputError(f"{error.marked}: choose another output, or redo it with `overwrite=True`") from error
     others = differences(job, engine, record) or ["set of files"] * (not outputs.keys() <= record.written.keys())
     if others:
         raise InputError(
             f"{sidecar} was made from or by another {', '.join(others)}: choose another output, or redo it with "
-            "--overwrite"
+            "`overwrite=True`"
         )
     whole, changed = _whole({path: record.written[role] for role, path in outputs.items()})
     if changed:
         raise InputError(
-            f"{changed} is not what was written with {sidecar.name}: choose another output, or redo it with --overwrite"
+            f"{changed} is not what was written with {sidecar.name}: choose another output, or redo it "
+            "with `overwrite=True`"
         )
     return whole
 
@@ -77,7 +78,7 @@ def _check_nobodys(outputs: dict[str, Path]) -> None:
         if named and (taken := names & set(named.outputs.values())):
             raise InputError(
                 f"{sidecar.with_name(min(taken))} belongs to {other.name}: choose another output, or replace it with "
-                "--overwrite"
+                "`overwrite=True`"
             )
 
 

@@ -69,9 +69,9 @@ class Engines:
     """
 
     def __init__(self, engines: Sequence[Engine], batch_size: int = 1) -> None:
-        check_count("--batch-size", batch_size)
+        check_count("`batch_size`", batch_size)
         if batch_size > 1 and not all(isinstance(engine, TakesSeveral) for engine in engines):
-            raise UsageError(f"--batch-size {batch_size}: {engines[0].runtime} runs one pair at a time: leave it out")
+            raise UsageError(f"`batch_size` {batch_size}: {engines[0].runtime} runs one pair at a time: leave it out")
         self.first = engines[0]
         self.count = len(engines)
         self._every = tuple(engines)
@@ -117,7 +117,7 @@ class Engines:
         alone = self.first.predict(request.moving, request.fixed)
         together = self._predict(self.first, [request])
         if any(not np.array_equal(field, together[0]) for field in together):
-            raise UsageError(f"--batch-size: {self.first.runtime} gives other fields at other places: leave it out")
+            raise UsageError(f"`batch_size`: {self.first.runtime} gives other fields at other places: leave it out")
         return float(np.abs(alone - together[0]).max())
 
     def _run(self, engine: Engine, group: list[Request]) -> None:

@@ -51,7 +51,7 @@ class OnRay:
         except (OSError, RuntimeError, ValueError, SystemExit) as error:  # a failed connection makes Ray exit
             reason = " ".join(str(error).split()) or "no answer"
             raise DeviceError(
-                f"no Ray cluster at {address} ({reason}): start one with ray start, or give its --address HOST:PORT"
+                f"no Ray cluster at {address} ({reason}): start one with ray start, or give its `address` HOST:PORT"
             ) from error
         try:
             self._start()
@@ -89,7 +89,7 @@ class OnRay:
         ]
         if not self._actors:
             raise DeviceError(
-                f"the Ray cluster has no {'GPU' if on_gpu else 'node with a CPU'} for --device {means.device}"
+                f"the Ray cluster has no {'GPU' if on_gpu else 'node with a CPU'} for `device` {means.device}"
             )
         asked = [actor.facts.remote() for actor in self._actors]
         ready, late = self._ray.wait(asked, num_returns=len(asked), timeout=START_S)
@@ -101,7 +101,7 @@ class OnRay:
         if any(replace(facts, batch_change_vox=0.0) != replace(found[0], batch_change_vox=0.0) for facts in found):
             said = "; ".join(sorted({f"{facts.runtime} on {facts.provider}" for facts in found}))
             raise DeviceError(
-                f"the nodes would give different results ({said}): use nodes that are alike, or --runtime"
+                f"the nodes would give different results ({said}): use nodes that are alike, or `runtime`"
             )
         self.facts = replace(found[0], engines=len(found), batch_change_vox=max(f.batch_change_vox for f in found))
 

@@ -52,7 +52,7 @@ class Part:
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:
             raise UsageError(
-                f"--part-id {self.index} of --num-parts {self.count}: parts are numbered 0 to --num-parts - 1"
+                f"`part_id` {self.index} of `num_parts` {self.count}: parts are numbered 0 to `num_parts` - 1"
             )
 
     def of(self, pairs: list[Pair]) -> list[Pair]:
@@ -99,7 +99,7 @@ def from_list(source: Path, out: Path, make: Make) -> list[Pair]:
                 given["init"] = (source.parent / start).absolute() if isinstance(start, Path) else start
             pairs.append(_pair(make(out=(out / name).absolute(), **given), name))
         except UsageError as error:
-            raise UsageError(f"{where}: {error}") from error
+            raise UsageError(f"{where}: {error.marked}") from error
     return _unique(pairs, out, "a name in the column 'name' gives a pair a folder of its own")
 
 
@@ -120,14 +120,14 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
     """
     sides = {"fixed": fixed, "moving": moving}
     if out.resolve() in {path.resolve() for path in sides.values()}:
-        raise UsageError(f"--out {out} is the folder of the images: the next run would take results for images")
+        raise UsageError(f"`out` {out} is the folder of the images: the next run would take results for images")
     found = {side: _images(path) for side, path in sides.items() if path.is_dir()}
     if len(found) == 2:
         for here, there in (("fixed", "moving"), ("moving", "fixed")):
             if alone := sorted(found[here].keys() - found[there].keys()):
                 raise InputError(
                     f"{len(alone)} of the {len(found[here])} images in {sides[here]} have none of the same name in "
-                    f"{sides[there]}, the first: {found[here][alone[0]].name}: match them, or list them with --pairs"
+                    f"{sides[there]}, the first: {found[here][alone[0]].name}: match them, or list them with `pairs`"
                 )
     for side, path in sides.items():
         if side not in found and not path.exists():
@@ -143,7 +143,7 @@ def from_folders(fixed: Path, moving: Path, out: Path, make: Make, beside: dict[
         for role in SEVERAL:
             files[role] = tuple(_beside(p, image["moving"], role, "moving" in found) for p in beside.get(role, ()))
         pairs.append(_pair(make(**image, **files, out=out.absolute()), ""))
-    return _unique(pairs, out, "list them with --pairs and a column 'name', which gives a pair a folder of its own")
+    return _unique(pairs, out, "list them with `pairs` and a column 'name', which gives a pair a folder of its own")
 
 
 def shared(pairs: Iterable[Pair]) -> set[Path]:

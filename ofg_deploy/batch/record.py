@@ -16,7 +16,7 @@ from typing import Any
 from ofg_deploy.batch.pairs import Pair, Part
 from ofg_deploy.batch.work import Outcome, Status
 from ofg_deploy.claims import held
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import InputError, plain
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import cell, sweep, to_json, write_bytes
 from ofg_deploy.version import __version__
@@ -108,7 +108,7 @@ class Record:
             table = io.StringIO()
             rows = csv.writer(table, lineterminator="\n")
             rows.writerow(("pair", "error", "exit_code"))
-            rows.writerows((cell(o.name), cell(str(o.error)), o.exit_code) for o in self.failed)
+            rows.writerows((cell(o.name), cell(plain(str(o.error))), o.exit_code) for o in self.failed)
             # Bytes of a file name that are no text are shown as such.
             write_bytes(self.failures_path, table.getvalue().encode("utf-8", "backslashreplace"))
         else:
@@ -139,5 +139,7 @@ class Record:
         row = {"name": pair.name, **images, "sidecar": sidecar}
         if outcome is None:
             return row | {"status": "pending"}
-        failed = {"error": outcome.error, "exit_code": outcome.exit_code} if outcome.status == "failed" else {}
+        failed = (
+            {"error": plain(str(outcome.error)), "exit_code": outcome.exit_code} if outcome.status == "failed" else {}
+        )
         return row | {"status": outcome.status, "seconds": outcome.seconds, "warnings": list(outcome.warnings)} | failed

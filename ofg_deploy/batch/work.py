@@ -44,7 +44,8 @@ class Outcome:
         status: ``skipped``: its results were there already.
         sidecar: relative to the batch's folder.
         seconds: from its first stage to its last, waiting included.
-        error, exit_code: of a failed pair, as the command for that pair alone would have had them.
+        error, exit_code: of a failed pair, as the command for that pair alone would have had them; parameters are
+            marked (see ``errors``).
         warnings: of a pair that was done.
     """
 
@@ -216,7 +217,7 @@ def _stops(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    said = without_addresses(" ".join(str(error).split()))
+    said = " ".join((error.marked if isinstance(error, OfgError) else without_addresses(str(error))).split())
     if isinstance(error, MemoryError):
-        return "out of memory: use fewer --workers or a machine with more"
+        return "out of memory: use fewer `workers` or a machine with more"
     return said if isinstance(error, OfgError) else f"internal error, {type(error).__name__}: {said}"

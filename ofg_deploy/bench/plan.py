@@ -45,8 +45,8 @@ class TableOptions:
     def __post_init__(self) -> None:
         check_repeats(self.repeats, self.threads)
         for option, given, known in (
-            ("--runtimes", self.runtimes, RUNTIMES),
-            ("--precisions", self.precisions, PRECISIONS),
+            ("`runtimes`", self.runtimes, RUNTIMES),
+            ("`precisions`", self.precisions, PRECISIONS),
         ):
             unknown = [name for name in given if name not in known]
             if unknown or len(set(given)) < len(given):
@@ -111,7 +111,7 @@ def candidate_of(
     some = next(iter(files.values()))
     if runtime in EAGER:
         if options.checkpoint is None:
-            return "needs the eager network: give --checkpoint RUN"
+            return "needs the eager network: give `checkpoint` RUN"
         if precision == "int8":
             return "there is no int8 form of the eager network"
         if precision != "fp32" and options.device == "cpu":

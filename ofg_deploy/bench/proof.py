@@ -41,7 +41,7 @@ class ProofOptions:
 
     def __post_init__(self) -> None:
         check_repeats(self.repeats, self.threads)
-        check_count("--guidance-steps", self.guidance_steps)
+        check_count("`guidance_steps`", self.guidance_steps)
 
 
 def turns(models: int, repeats: int) -> int:
@@ -51,8 +51,8 @@ def turns(models: int, repeats: int) -> int:
 
 def check_repeats(repeats: int, threads: int) -> None:
     """Raises UsageError where there is no median, or no number of threads."""
-    check_count("--repeats", repeats, least=2)
-    check_count("--threads", threads, zero="all cores")
+    check_count("`repeats`", repeats, least=2)
+    check_count("`threads`", threads, zero="all cores")
 
 
 def prove(paths: Sequence[Path], options: ProofOptions, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def prove(paths: Sequence[Path], options: ProofOptions, advance: Callable[[], No
         InputError: a file that is missing, damaged or none of ours.
     """
     if not 1 <= len(paths) <= MAX_MODELS:
-        raise UsageError(f"{len(paths)} models: give one or two; for a table of more, add --runtimes")
+        raise UsageError(f"{len(paths)} models: give one or two; for a table of more, add `runtimes`")
     files = read_files(paths)
     _check_comparable(files)
     grid = files[0].contract.on_grid(options.grid).shape
@@ -101,10 +101,10 @@ def prove(paths: Sequence[Path], options: ProofOptions, advance: Callable[[], No
 def _check_comparable(files: Sequence[ModelFile]) -> None:
     check_same_network(files)
     if any(file.path.suffix != ".onnx" for file in files):
-        raise UsageError("the proof compares graphs: give .onnx models; for engines, add --runtimes tensorrt")
+        raise UsageError("the proof compares graphs: give .onnx models; for engines, add `runtimes=tensorrt`")
     precisions = [file.contract.precision for file in files]
     if len(set(precisions)) > 1:
-        raise UsageError(f"{' and '.join(precisions)} have different graphs: add --runtimes for a table of precisions")
+        raise UsageError(f"{' and '.join(precisions)} have different graphs: add `runtimes` for a table of precisions")
 
 
 def _graph(files: Sequence[ModelFile], grid: Shape) -> dict[str, Any]:

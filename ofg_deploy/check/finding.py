@@ -17,7 +17,7 @@ class Finding:
         about: what part of the file, one word.
         found: what is there, with numbers.
         fix: what to do; empty where nothing needs doing.
-        mended: ``--fix`` writes a copy without it.
+        mended: ``fix`` writes a copy without it.
         command: a whole command line that helps; empty where there is none.
     """
 

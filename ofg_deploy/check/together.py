@@ -80,7 +80,7 @@ def beside_model(file: Examined, contract: Contract) -> list[Finding]:
     network = network_grid(file.grid, expects.shape, expects.spacing_mm, expects.axes)
     if (outside := content_outside(unit, empty, file.grid, network)) > CONTENT_OUTSIDE:
         text = f"as fixed image {outside:.0%} of its content lies outside the model's grid ({describe_extent(network)})"
-        fix = "use a model for such images" if contract.sizes == "fixed" else "register with a larger --grid"
+        fix = "use a model for such images" if contract.sizes == "fixed" else "register on a larger grid"
         findings.append(Finding("warning", "grid", text, fix))
     ratio = max(file.grid.spacing_mm) / max(expects.spacing_mm)
     if ratio > COARSER:

@@ -56,7 +56,12 @@ def _parameters() -> dict[str, Any]:
     verb = root
     for word in sys.argv[1:]:
         verb = getattr(verb, "commands", {}).get(word, verb)
-    return {parameter.name: parameter for command in (*_below(root), verb) for parameter in command.params}
+    return {
+        name: parameter
+        for command in (*_below(root), verb)
+        for parameter in command.params
+        for name in (*(option.lstrip("-").replace("-", "_") for option in parameter.opts), parameter.name)
+    }
 
 
 def _below(command: Any) -> Iterator[Any]:

@@ -40,12 +40,12 @@ def describe_folder(
     images = list(found.images.values())
     if labels is not None:
         if not labels.is_dir():
-            raise InputError(f"--labels {labels} is not a folder")
+            raise InputError(f"`labels` {labels} is not a folder")
         images = [p for p in images if not p.is_relative_to(labels) or source.is_relative_to(labels)]
     maps = {p: None if labels is None else counterpart(labels, p, source) for p in images}
     bad = bad_scans(maps.items(), lambda: advance(len(images)))
     if bad and not skip_bad:
-        raise InputError(f"{describe(bad, len(images))}. Mend or remove them, or add --skip-bad")
+        raise InputError(f"{describe(bad, len(images))}. Mend or remove them, or add `skip_bad=True`")
     good = [p for p in images if p not in bad]
     if len(good) < MIN_SUBJECTS:
         raise InputError(f"{source} holds {len(good)} usable NIfTI images: at least {MIN_SUBJECTS} are needed")

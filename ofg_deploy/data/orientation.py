@@ -19,7 +19,7 @@ def check_codes(codes: str) -> str:
     """Three letters such as ``RAS`` or ``LIA``: the direction in which each array axis runs. Raises UsageError."""
     letters = codes.upper()
     if sorted(_OPPOSITE[c] if c in "LPI" else c for c in letters if c in _OPPOSITE) != ["A", "R", "S"]:
-        raise UsageError(f"--orientation {codes!r} is not an orientation: give three letters, for example LIA or RAS")
+        raise UsageError(f"`orientation` {codes!r} is not an orientation: give three letters, for example LIA or RAS")
     return letters
 
 
@@ -64,7 +64,7 @@ def check_anatomy(labels: npt.NDArray[Any], grid: Grid, anatomy: Anatomy, name: 
     if codes != grid.orientation:
         raise GeometryError(
             f"{name}: taken as {grid.orientation}, but its labels show {codes} (left/right, up/down or front/back are "
-            f"elsewhere): give --orientation {codes} if all of the set is stored so"
+            f"elsewhere): give `orientation` {codes} if all of the set is stored so"
         )
     return True
 

@@ -169,7 +169,7 @@ def _labels(
         for label, value in dice.items()
     )
     if not scores:
-        raise InputError(f"{fixed.path} and {moving.path} hold none of the labels in --label-names")
+        raise InputError(f"{fixed.path} and {moving.path} hold none of the labels in `label_names`")
     numbers = {
         "dice": metrics.mean(dice),
         **{f"dice_{w}": metrics.mean(_wanted(metrics.dice(fixed.data, m), names)) for w, m in earlier.items()},

@@ -68,14 +68,14 @@ def find_pairs(source: Path | str, labels: Path | str | None) -> list[Pair]:
     """
     source, labels = Path(source), None if labels is None else Path(labels)
     if labels is not None and not labels.is_dir():
-        raise InputError(f"--labels {labels} is not a folder")
+        raise InputError(f"`labels` {labels} is not a folder")
     if source.is_dir():
         found = _sidecars(source)
         return [_of_sidecar(name, path, labels) for name, path in zip(called(source, found), found, strict=True)]
     if not source.is_file():
         raise InputError(f"{source} does not exist: give a folder of ofg register, or a CSV or JSON list of pairs")
     if labels is not None:
-        raise UsageError("--labels goes with a folder; a list names its label maps in its own columns")
+        raise UsageError("`labels` goes with a folder; a list names its label maps in its own columns")
     return _numbered([_of_row(row, source.parent) for row in read_rows(source, COLUMNS, NEEDED)])
 
 
@@ -91,7 +91,7 @@ def _of_row(row: dict[str, str], base: Path) -> Pair:
 def _sidecars(folder: Path) -> list[Path]:
     found = sidecar.find(folder, broken=False)
     if not found:
-        raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its --out folder or a list")
+        raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its `out` folder or a list")
     return found
 
 

@@ -31,7 +31,7 @@ MEASURES = {
     "hd95_before_mm": "the same by the headers alone",
     "hd95_start_mm": "the same after the initial alignment; of folders of ofg register",
     "hd95_l2r": "the same as Learn2Reg computes it: surface elements weighted by area, in voxels instead of mm",
-    "labels": "labels evaluated: those other than 0 in either map, and in --label-names where that was given",
+    "labels": "labels evaluated: those other than 0 in either map, and among the labels asked for where some were",
     "labels_in_one_map": "of these, in the fixed or the warped map only: Dice 0, HD95 undefined and left out",
     "outside_percent": "fixed foreground voxels outside the transform's grid, in percent: no moving label there",
     "folding_percent": "voxels with a Jacobian determinant <= 0 by central differences, in percent; total map in mm",

@@ -38,7 +38,7 @@ class Multilevel:
         if min(coarse) < self.greedy.window:
             raise UsageError(
                 f"multilevel: grid {'x'.join(map(str, shape))} is {'x'.join(map(str, coarse))} at its coarsest "
-                f"level, smaller than the window of {self.greedy.window} voxels: use greedy, or a smaller --ncc-window"
+                f"level, smaller than the window of {self.greedy.window} voxels: use greedy, or a smaller `ncc_window`"
             )
 
     def coarsest(self, shape: tuple[int, ...]) -> tuple[int, ...]:

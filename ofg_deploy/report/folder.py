@@ -35,7 +35,7 @@ def entries(folder: Path) -> list[Registration | Failure]:
         InputError: not a folder, or no pair in it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the --out folder of ofg register")
+        raise InputError(f"{folder} is not a folder: give the `out` folder of ofg register")
     paths = sidecar.find(folder, broken=True)
     names = called(folder, paths)
     found: list[Registration | Failure] = [Registration(p, called=n) for p, n in zip(paths, names, strict=True)]
@@ -43,7 +43,7 @@ def entries(folder: Path) -> list[Registration | Failure]:
         over = _since(table, found)
         found += [failure for failure in _failures(table) if failure.name not in over]
     if not found:
-        raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its --out folder")
+        raise InputError(f"{folder} holds no sidecar of ofg register (*.json): give its `out` folder")
     return found
 
 

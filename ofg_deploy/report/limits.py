@@ -137,4 +137,4 @@ def _of_option(text: str) -> tuple[str, float | Limit]:
             return key, Limit(warn, fail)
         return key, float(value)
     except ValueError as error:
-        raise UsageError(f"--limit {text}: use KEY=FAIL, KEY=WARN:FAIL or KEY=none, KEY as folding_percent") from error
+        raise UsageError(f"`limit` {text}: use KEY=FAIL, KEY=WARN:FAIL or KEY=none, KEY as folding_percent") from error

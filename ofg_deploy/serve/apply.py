@@ -90,24 +90,24 @@ class Application:
         steps = (step if isinstance(step, Step) else Step.parse(str(step)) for step in self.steps)
         object.__setattr__(self, "steps", tuple(steps))
         if sum(given is not None for given in (self.image, self.fixed_points, self.moving_points)) != 1:
-            raise UsageError("give one thing to transform: IMAGE, --fixed-points or --moving-points")
+            raise UsageError("give one thing to transform: `image`, `fixed_points` or `moving_points`")
         if not self.steps:
             raise UsageError("no transform: name it by -t")
         if self.image is not None and self.reference is None:
-            raise UsageError("an image needs --reference, on whose grid it will lie")
+            raise UsageError("an image needs `reference`, on whose grid it will lie")
         if self.dialect in OF_BOTH_IMAGES and (len(self.steps) > 1 or self.image is None):
             raise UsageError(
-                f"--format {self.dialect} speaks of both images' voxels: one transform alone, on an image; for a "
+                f"`format` {self.dialect} speaks of both images' voxels: one transform alone, on an image; for a "
                 "chain or points use the form of ITK, which ofg register always writes"
             )
         if self.fill is not None and (
             not np.isfinite(self.fill) or (self.interpolation in OF_LABELS and self.fill != int(self.fill))
         ):
-            raise UsageError(f"--fill {self.fill}: a finite number is needed, for label maps a whole one, or auto")
+            raise UsageError(f"`fill` {self.fill}: a finite number is needed, for label maps a whole one, or auto")
         points = self.fixed_points or self.moving_points
         endings = (".nii", ".nii.gz") if points is None else (ending(points),)
         if not self.out.name.lower().endswith(endings):
-            raise UsageError(f"--out {self.out}: a name that ends in {' or '.join(endings)} is needed")
+            raise UsageError(f"`out` {self.out}: a name that ends in {' or '.join(endings)} is needed")
 
     def reads(self) -> list[Path]:
         """All files that are read."""
@@ -251,7 +251,7 @@ def _check_sidecar(path: Path, dialect: Form) -> None:
         form, read_as = (name if name in OF_BOTH_IMAGES else "itk" for name in (role, dialect))
         if role != "affine" and form != read_as:
             raise UsageError(
-                f"{path} was written in the form of {form}, as its sidecar says: read it by --format {form}"
+                f"{path} was written in the form of {form}, as its sidecar says: read it by `format` {form}"
             )
 
 

@@ -72,7 +72,7 @@ class Served:
 
 def check_threads(threads: int) -> None:
     """Raises UsageError for a negative number, which a runtime would take for its default in silence."""
-    check_count("--threads", threads, zero="the runtime's choice")
+    check_count("`threads`", threads, zero="the runtime's choice")
 
 
 def open_engine(
@@ -112,7 +112,7 @@ def open_engine(
         runtime = choose(path, device).runtime
     if (path.suffix == ".engine") != (runtime == "tensorrt") and runtime is not None:
         reads = "an .engine, which ofg export --trt builds" if runtime == "tensorrt" else "an .onnx model"
-        raise UsageError(f"--runtime {runtime} runs {reads}: {path} is not one")
+        raise UsageError(f"`runtime` {runtime} runs {reads}: {path} is not one")
     if path.suffix == ".engine":
         from ofg_deploy.serve.tensorrt import TensorRTEngine
 

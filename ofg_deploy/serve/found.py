@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import InputError, OfgError, UsageError
+from ofg_deploy.errors import InputError, OfgError, UsageError, plain
 from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.image import AnyImage, is_file
 from ofg_deploy.nifti import Volume
@@ -79,7 +79,7 @@ class Registration:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What to know of this registration, one sentence each; empty if there is nothing."""
-        return tuple(self._result.warnings())
+        return tuple(map(plain, self._result.warnings()))
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -63,7 +63,7 @@ class Job(Options):
         if isinstance(self.init, str):
             object.__setattr__(self, "init", parse_init(self.init))
         if self.fixed_labels and not self.moving_labels:
-            raise UsageError("--fixed-labels is compared with the warped --moving-labels: give both")
+            raise UsageError("`fixed_labels` is compared with the warped `moving_labels`: give both")
         if self.field_format == "l2r":
             learn2reg.field_name(self.fixed, self.moving)
         super().__post_init__()
@@ -72,7 +72,7 @@ class Job(Options):
         often = Counter(self.outputs("affine").values()).most_common(1)[0]
         if often[1] > 1:
             raise UsageError(
-                f"{often[1]} outputs would be called {often[0].name}: rename the label maps or --also images"
+                f"{often[1]} outputs would be called {often[0].name}: rename the label maps or `also` images"
             )
 
     @property
@@ -161,22 +161,22 @@ def numbered(role: str, number: int) -> str:
 
 
 def parse_fill(text: str) -> float | None:
-    """What ``--fill`` means; None for ``auto``. Raises UsageError for what is not a number."""
+    """What ``fill`` means; None for ``auto``. Raises UsageError for what is not a number."""
     if text == "auto":
         return None
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"--fill {text}: a finite number is needed, or auto") from error
+        raise UsageError(f"`fill` {text}: a finite number is needed, or auto") from error
 
 
 def parse_init(text: str | None) -> Init | Path | None:
-    """What ``--init`` means. Raises UsageError for neither a kind of start nor the name of a linear transform."""
+    """What ``init`` means. Raises UsageError for neither a kind of start nor the name of a linear transform."""
     if text is None or text in get_args(Init):
         return text  # type: ignore[return-value]
     if not text.lower().endswith(LINEAR_ENDINGS):
         kinds = ", ".join(get_args(Init))
-        raise UsageError(f"--init {text}: use one of {kinds}, or a linear transform ({', '.join(LINEAR_ENDINGS)})")
+        raise UsageError(f"`init` {text}: use one of {kinds}, or a linear transform ({', '.join(LINEAR_ENDINGS)})")
     return Path(text)
 
 

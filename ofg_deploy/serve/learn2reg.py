@@ -35,7 +35,7 @@ def _numbers(image: Path) -> tuple[str, str | None]:
     found = IMAGE_NAME.search(image.name)
     if found is None:
         raise UsageError(
-            f"--format l2r names the field after case numbers: {image.name} must end in _CASE_MODALITY.nii.gz, four "
+            f"`format=l2r` names the field after case numbers: {image.name} must end in _CASE_MODALITY.nii.gz, four "
             "digits each"
         )
     return found["case"], found["modality"]

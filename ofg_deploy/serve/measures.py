@@ -32,7 +32,7 @@ def measure(
 
     Similarities before, after the start and at the end are taken over the same voxels: those that the moving image
     reaches before or after, by the headers alone or by the total map. Where one of the maps leaves the moving image
-    there, its own background stands, whatever ``--fill`` says: so no choice of a fill makes a gain, and a map that
+    there, its own background stands, whatever ``fill`` says: so no choice of a fill makes a gain, and a map that
     pushes the moving image out of view loses by it.
 
     Args:
@@ -144,4 +144,4 @@ def adds_nothing(numbers: dict[str, Any]) -> str | None:
         return None
     names = {"dice": "Dice", "ncc": "NCC", "mi": "mutual information"}
     figures = (f"{names[key]} {numbers[f'{key}_start']:.3f} -> {numbers[f'{key}_after']:.3f}" for key in keys)
-    return f"no gain over the initial alignment ({', '.join(figures)}): compare with --init alone, or use another model"
+    return f"no gain over the initial alignment ({', '.join(figures)}): compare with `init` alone, or use another model"

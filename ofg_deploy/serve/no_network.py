@@ -75,7 +75,7 @@ class NoNetwork:
     def on_grid(self, grid: Shape | None) -> None:
         """None: the grid is planned from each pair. Raises UsageError for a grid."""
         if grid is not None:
-            raise UsageError(f"--grid {' '.join(map(str, grid))} is of a network; without one the grid is planned")
+            raise UsageError(f"`grid` {' '.join(map(str, grid))} is of a network; without one the grid is planned")
 
     def plan(self, fixed: Volume, moving: Volume) -> tuple[NetworkInput, tuple[str, ...]]:
         """What the pair is prepared for, and warnings.

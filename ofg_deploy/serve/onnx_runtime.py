@@ -43,7 +43,7 @@ class OnnxRuntimeEngine:
             device = "cuda" if PROVIDERS["cuda"] in offered else "cpu"
         wanted = PROVIDERS[device]
         if wanted not in offered:
-            raise DeviceError(f"--device {device}: this ONNX Runtime offers only {', '.join(offered)}")
+            raise DeviceError(f"`device` {device}: this ONNX Runtime offers only {', '.join(offered)}")
         complaint = _load_cuda_libraries(onnxruntime) if device == "cuda" else ""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -55,7 +55,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # its exception types share no base class
             if device == "cpu" and sealed.contract.precision == "bf16":
                 raise DeviceError(
-                    f"{path} is bf16, which ONNX Runtime does not run on a CPU: give --runtime openvino, "
+                    f"{path} is bf16, which ONNX Runtime does not run on a CPU: give `runtime=openvino`, "
                     "build a TensorRT engine from it, or export fp32 or fp16"
                 ) from error
             raise InputError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
@@ -64,7 +64,7 @@ class OnnxRuntimeEngine:
         if used[0] != wanted:
             why = f": {complaint}" if complaint else ""
             raise DeviceError(
-                f"--device {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}{why}"
+                f"`device` {device}: ONNX Runtime could not start {wanted} and offers {', '.join(used)}{why}"
             )
         self._run_options = onnxruntime.RunOptions
         self._under_way: list[Any] = []
@@ -82,7 +82,7 @@ class OnnxRuntimeEngine:
     def predict_several(self, moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32]) -> Field:
         """(N, X, Y, Z) twice -> (N, 3, X, Y, Z). UsageError: a model of one pair at a time, or not on this grid."""
         if self._session.get_inputs()[0].shape[0] == 1:
-            raise UsageError("this model takes one pair at a time: leave --batch-size out, or export it again")
+            raise UsageError("this model takes one pair at a time: leave `batch_size` out, or export it again")
         self.contract.on_grid(moving.shape[1:])
         return self._outputs(["field"], {"moving": moving[:, None], "fixed": fixed[:, None]})[0]
 

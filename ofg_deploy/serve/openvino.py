@@ -39,7 +39,7 @@ class OpenVinoEngine:
     def __init__(self, path: Path, device: Device, threads: int) -> None:
         sealed = read_model(path)
         if device == "cuda":
-            raise DeviceError("OpenVINO runs on the CPU here: give --device cpu, or --runtime onnxruntime for CUDA")
+            raise DeviceError("OpenVINO runs on the CPU here: give `device=cpu`, or `runtime=onnxruntime` for CUDA")
         try:
             with quiet():
                 import openvino
@@ -53,7 +53,7 @@ class OpenVinoEngine:
         self._core = _core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if sealed.contract.precision == "bf16" and "BF16" not in capabilities:
-            raise DeviceError(f"{path} is bf16, which this CPU does not compute in: use --runtime onnxruntime")
+            raise DeviceError(f"{path} is bf16, which this CPU does not compute in: use `runtime=onnxruntime`")
         self._options = {
             # Left to itself it takes bfloat16 for float32 where the CPU has it.
             "INFERENCE_PRECISION_HINT": "bf16" if sealed.contract.precision == "bf16" else "f32",

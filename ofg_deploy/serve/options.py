@@ -64,9 +64,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.fill is not None and not np.isfinite(self.fill):
-            raise UsageError(f"--fill {self.fill}: a finite number is needed, or auto")
+            raise UsageError(f"`fill` {self.fill}: a finite number is needed, or auto")
         if self.label_interpolation not in OF_LABELS:
-            raise UsageError(f"--label-interpolation {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
+            raise UsageError(f"`label_interpolation` {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
 
     def steps_on(self, spacing_mm: Spacing) -> Refinement | None:
         """The steps on the pair, on a grid of such voxels; None for none."""
@@ -78,4 +78,4 @@ class Options:
 def check_masks(init: object, masked: bool) -> None:
     """Raises UsageError where there is a mask and nothing that it could restrict."""
     if masked and init not in IMAGE_BASED:
-        raise UsageError(f"masks have no effect with --init {init}, which does not look at the images: leave them out")
+        raise UsageError(f"masks have no effect with `init` {init}, which does not look at the images: leave them out")

@@ -1,4 +1,4 @@
-"""Which runtime ``--runtime auto`` takes: the one that was measured to be faster."""
+"""Which runtime ``runtime=auto`` takes: the one that was measured to be faster."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ofg_deploy.errors import plain
 from ofg_deploy.nifti import save_transform, save_volume
 from ofg_deploy.outputs import check_inputs_stay, staged
 from ofg_deploy.serve import sidecar
@@ -18,10 +19,17 @@ from ofg_deploy.transform import dialects, itk
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written, by role, and the sidecar's content."""
+    """What was written.
+
+    Attributes:
+        outputs: path by role.
+        sidecar: its content.
+        warnings: those of the sidecar, their parameters marked (see ``errors``).
+    """
 
     outputs: dict[str, Path]
     sidecar: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
 def save(result: Result, job: Job) -> Saved:
@@ -60,9 +68,10 @@ def save(result: Result, job: Job) -> Saved:
             f"{path.name} was there before and is no part of this result; it stays: nothing shows that we wrote it"
             for path in job.unproven(init)
         ]
+        warnings, record.warnings = tuple(record.warnings), list(map(plain, record.warnings))
         record.written = {role: Written.of(path) for role, path in partial.items() if role != "sidecar"}
         partial["sidecar"].write_text(record.to_json())
-    return Saved(outputs, record.to_record())
+    return Saved(outputs, record.to_record(), warnings)
 
 
 def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:

@@ -129,7 +129,7 @@ class TensorRTEngine:
     def __init__(self, path: Path, device: Device, rebuild: Rebuild | None = None, gpu: int = 0) -> None:
         record = read_record(path)
         if device == "cpu":
-            raise DeviceError(f"{path} runs on CUDA alone: give --device cuda, or the .onnx model for --device cpu")
+            raise DeviceError(f"{path} runs on CUDA alone: give `device=cuda`, or the .onnx model for `device=cpu`")
         self._gpu = gpu
         here = present_gpu(gpu)
         plan = path.read_bytes()
@@ -139,7 +139,7 @@ class TensorRTEngine:
             record, plan = read_record(path), path.read_bytes()
             problems = self._problems(path, plan, record, here)
         if problems:
-            raise DeviceError(f"{path} does not fit: {'; '.join(problems)}: add --rebuild or export it again")
+            raise DeviceError(f"{path} does not fit: {'; '.join(problems)}: add `rebuild=True` or export it again")
         trt = find_module(record.module)
         assert trt is not None  # place_mismatches named it otherwise
         self.contract = record.contract

@@ -83,8 +83,8 @@ def check_images(
     if dialect in ON_ONE_GRID and not same_grid(fixed_grid, moving_grid, 0.01):
         apart = np.abs(fixed_grid.corners_mm() - moving_grid.corners_mm()).max()
         raise GeometryError(
-            f"--format {dialect} needs fixed and moving image on one grid; {fixed_grid.shape} and {moving_grid.shape} "
-            f"are up to {apart:.3g} mm apart: resample the moving image first, or use --format itk"
+            f"`format` {dialect} needs fixed and moving image on one grid; {fixed_grid.shape} and {moving_grid.shape} "
+            f"are up to {apart:.3g} mm apart: resample the moving image first, or use `format=itk`"
         )
     if dialect == "fsl":
         for path, grid in ((fixed, fixed_grid), (moving, moving_grid)):
@@ -92,7 +92,7 @@ def check_images(
             if not np.allclose(np.abs(sizes), grid.spacing_mm, rtol=1e-3):
                 said = "x".join(f"{size:g}" for size in sizes)
                 raise GeometryError(
-                    f"--format fsl: {path} has pixdim {said} but its sform has voxels of "
+                    f"`format=fsl`: {path} has pixdim {said} but its sform has voxels of "
                     f"{'x'.join(f'{size:g}' for size in grid.spacing_mm)} mm, and FSL goes by pixdim: mend the header"
                 )
 
@@ -198,7 +198,7 @@ def _both(path: Path, form: Form, fixed: Grid | None, moving: Grid | None) -> tu
 
 def _no_transform(path: Path, form: Form) -> InputError:
     endings = ", ".join((*NIFTI, *itk.AFFINE_ENDINGS, ".h5", ".lta"))
-    return InputError(f"{path} is no transform in the form of {form}: {endings} are; --format names another form")
+    return InputError(f"{path} is no transform in the form of {form}: {endings} are; `format` names another form")
 
 
 def roundtrip_mm(paths: Sequence[Path], dialect: Dialect, found: Registration) -> float:

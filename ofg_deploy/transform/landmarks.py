@@ -83,7 +83,7 @@ def errors_mm(
     if not inside.any():
         raise GeometryError(
             f"none of {inside.size} landmarks lies in the fixed field of view: are they world mm, and is "
-            "--points-frame right?"
+            "`points_frame` right?"
         )
     return {name: distance[inside] for name, distance in distances.items()}, inside
 

@@ -53,7 +53,7 @@ class CarriedPoints:
         defined = self.source.defined
         if self.inside[defined].all():
             return []
-        ask = "" if self.inside.any() else "; are they world mm, and is --points-frame right?"
+        ask = "" if self.inside.any() else "; are they world mm, and is `points_frame` right?"
         return [
             f"{self.source.path.name}: {int((~self.inside[defined]).sum())} of {int(defined.sum())} points lie where "
             f"the transform is unknown, outside its field of view: nan, and inside=0 in the table{ask}"
@@ -72,7 +72,7 @@ def load_points(path: Path, frame: PointsFrame | None) -> Points:
     """
     table = read_table(path)
     if frame is not None and table.frame is not None and frame != table.frame:
-        raise UsageError(f"{path} is in {table.frame.upper()} by its own word: leave out --points-frame {frame}")
+        raise UsageError(f"{path} is in {table.frame.upper()} by its own word: leave out `points_frame` {frame}")
     points = table.positions.T
     if not np.isfinite(points).all(axis=0).any():
         raise InputError(f"{path} has no landmarks, or some that are not finite")

@@ -197,6 +197,6 @@ def _check_fill(path: Path, fill: float, dtype: np.dtype[Any]) -> None:
     """Numpy or numba would take another number for one that the type does not hold."""
     limits = np.iinfo(dtype)
     if fill != int(fill):
-        raise UsageError(f"--fill {fill:g}: {path} is a label map, which needs a whole number")
+        raise UsageError(f"`fill` {fill:g}: {path} is a label map, which needs a whole number")
     if not limits.min <= fill <= limits.max:
-        raise UsageError(f"--fill {fill:g}: {path} is {dtype}, which holds {limits.min} to {limits.max}")
+        raise UsageError(f"`fill` {fill:g}: {path} is {dtype}, which holds {limits.min} to {limits.max}")

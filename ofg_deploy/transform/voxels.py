@@ -74,11 +74,11 @@ def _load_numpy(path: Path, max_voxels: int) -> npt.NDArray[Any]:
     try:
         if path.name.lower().endswith(".npy"):
             if path.stat().st_size > 24 * max_voxels + 2**16:
-                raise InputError(f"{path} holds more than --max-voxels {max_voxels}: is it damaged?")
+                raise InputError(f"{path} holds more than `max_voxels` {max_voxels}: is it damaged?")
             return np.asarray(np.load(path, allow_pickle=False, mmap_mode="r"))
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > 24 * max_voxels:
-                raise InputError(f"{path} claims more than --max-voxels {max_voxels}: is it damaged?")
+                raise InputError(f"{path} claims more than `max_voxels` {max_voxels}: is it damaged?")
         with np.load(path, allow_pickle=False) as arrays:
             vol: npt.NDArray[Any] = arrays["vol" if "vol" in arrays or len(arrays.files) != 1 else arrays.files[0]]
             return vol

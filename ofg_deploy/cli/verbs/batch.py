@@ -17,6 +17,7 @@ from ofg_deploy.batch.here import Executor, Here
 from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means, Outcome, Status
+from ofg_deploy.cli.spelling import spelled
 from ofg_deploy.cli.terminal import both
 from ofg_deploy.cli.verbs.register import method
 from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError, check_count
@@ -124,7 +125,7 @@ def register(
         except OfgError as error:
             with suppress(OfgError):  # perhaps the disk is full
                 record.write()
-            error.args = (f"{error}: the batch stopped, {_so_far(record)}; --resume goes on",)
+            error.args = (f"{error.marked}: the batch stopped, {_so_far(record)}; --resume goes on",)
             raise
     record.write()
     answer(record.content())
@@ -176,7 +177,7 @@ def _check(pairs: list[Pair], contract: Promise, resume: bool) -> None:
             try:
                 check_writable(list(job.outputs(init).values()), job.overwrite)
             except InputError as error:
-                raise InputError(f"{error}, or --resume to go on with a batch") from error
+                raise InputError(f"{error.marked}, or --resume to go on with a batch") from error
 
 
 @contextmanager
@@ -199,7 +200,7 @@ def _progress(stderr: Console, record: Record) -> Iterator[Callable[[Outcome], N
             progress.update(task, advance=1, said=_rate(record))
             if outcome.status == "failed":
                 name = " ".join(outcome.name.split())
-                progress.console.print(f"ofg: warning: {name} failed: {outcome.error}", soft_wrap=True)
+                progress.console.print(f"ofg: warning: {name} failed: {spelled(str(outcome.error))}", soft_wrap=True)
             if not stderr.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
                 told = time.monotonic()
                 stderr.print(f"ofg: {_so_far(record)}, {_rate(record)}{_left(record)}", soft_wrap=True)

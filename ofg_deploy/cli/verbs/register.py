@@ -57,7 +57,7 @@ def register(
         console.print(f"runtime {choice.runtime}: {choice.reason}", soft_wrap=True)
     with console.status("registering"):
         result = register_pair(job, engine, images)
-    warn(stderr, result.sidecar["warnings"])
+    warn(stderr, result.warnings)
     for line in _notes(result):
         console.print(line, soft_wrap=True)
     console.print(_table(result))
