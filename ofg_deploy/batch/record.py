@@ -139,7 +139,7 @@ class Record:
         row = {"name": pair.name, **images, "sidecar": sidecar}
         if outcome is None:
             return row | {"status": "pending"}
-        failed = (
-            {"error": plain(str(outcome.error)), "exit_code": outcome.exit_code} if outcome.status == "failed" else {}
-        )
+        failed: dict[str, Any] = {}
+        if outcome.status == "failed":
+            failed = {"error": plain(str(outcome.error)), "exit_code": outcome.exit_code}
         return row | {"status": outcome.status, "seconds": outcome.seconds, "warnings": list(outcome.warnings)} | failed
