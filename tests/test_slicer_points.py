@@ -183,6 +183,9 @@ def test_correspondence_is_never_guessed(tmp_path):
     np.testing.assert_allclose(found.fixed, found.moving)
 
 
+ENDLESS = f'{{"markups": [{{"controlPoints": [{{"position": [1, 2, {10**400}]}}]}}]}}'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -199,6 +202,14 @@ def test_correspondence_is_never_guessed(tmp_path):
         ("a.mrk.json", '{"markups": [{"coordinateUnits": "um", "controlPoints": []}]}', "mm is needed"),
         ("a.mrk.json", '{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}', "three finite numbers"),
         ("a.mrk.json", '{"markups": [{"controlPoints": [{"position": null}]}]}', "no markups file"),
+        (
+            "a.mrk.json",
+            f'{{"markups": [{{"controlPoints": [{{"position": [1, 2, {10**400}]}}]}}]}}',
+            "three finite numbers",
+        ),
+        ("a.mrk.json", '{"markups": [{"controlPoints": [{"label": "F"}]}]}', "three finite numbers"),
+        ("a.mrk.json", '{"markups": [{}]}', r"markups\[0\]\.controlPoints is missing"),
+        ("a.mrk.json", '{"markups": [{"controlPoints": {}}]}', r"markups\[0\]\.controlPoints is \{\}, expected a list"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, run_cli, name, text, words):
