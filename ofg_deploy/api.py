@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ofg_deploy.errors import UsageError
 from ofg_deploy.image import AnyImage, in_memory, is_file
 from ofg_deploy.nifti import load_space
+from ofg_deploy.options.words import Device, Form, Interpolation, Runtime
 from ofg_deploy.serve.apply import Step, load_chain, seen_through
-from ofg_deploy.serve.engine import Device, Engine, Runtime
+from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.found import Registration, carried, image_on, source_of
 from ofg_deploy.serve.model import Model, load_model
-from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images
-from ofg_deploy.transform.resample import Interpolation
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, check_images
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image

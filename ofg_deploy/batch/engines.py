@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ofg_deploy.errors import UsageError, check_count
 from ofg_deploy.field import Field
 from ofg_deploy.model_file import Contract
-from ofg_deploy.serve.engine import Device, Engine, Runtime, open_engine
+from ofg_deploy.options.words import Device, Runtime
+from ofg_deploy.serve.engine import Engine, open_engine
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild

@@ -18,8 +18,9 @@ from ofg_deploy.batch.engines import Engines, open_engines
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.errors import DeviceError, InputError, OfgError, without_addresses
 from ofg_deploy.kernels.compiled import most_threads, threads
+from ofg_deploy.options.words import Device, Runtime
 from ofg_deploy.outputs import sweep
-from ofg_deploy.serve.engine import Device, Engine, Runtime
+from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NoNetwork, Promise, WithoutNetwork

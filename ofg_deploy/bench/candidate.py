@@ -22,7 +22,7 @@ from ofg_deploy.telemetry import quiet
 if TYPE_CHECKING:
     from torch import nn
 
-    from ofg_deploy.serve.engine import Runtime as EngineRuntime
+    from ofg_deploy.options.words import Runtime as EngineRuntime
 
 Image = npt.NDArray[np.float32]
 Predict = Callable[[Image, Image], Field]

@@ -13,11 +13,11 @@ from ofg_deploy.appearance import Look
 from ofg_deploy.check import header, voxels
 from ofg_deploy.check.convert import conversion_line
 from ofg_deploy.check.finding import Finding
-from ofg_deploy.check.header import Unit
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import check_volume
 from ofg_deploy.nifti_file import NIFTI_NAME, NiftiFile, open_nifti
+from ofg_deploy.options.words import Unit
 from ofg_deploy.transform.positions import transform_named
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -13,13 +12,13 @@ from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
 from ofg_deploy.nifti import Orientations, check_voxel_sizes, conflict_mm, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
+from ofg_deploy.options.words import Unit
 from ofg_deploy.readers import conflict_said
 
 PLAUSIBLE_MM = (20.0, 1000.0)  # longest side of a field of view; from a mouse's head to a whole body
 ANISOTROPIC = 4.0  # longest to shortest voxel side
 SHEAR_SEEN = 1e-5  # cosine between axes which rounding of float32 headers does not explain
 SLOPES = (1e-9, 1e6)
-Unit = Literal["um", "mm", "m"]
 UNIT_MM: dict[Unit, tuple[str, float]] = {"um": ("microns", 0.001), "mm": ("millimetres", 1.0), "m": ("metres", 1000.0)}
 UNIT_CODES: dict[int, Unit] = {1: "m", 2: "mm", 3: "um"}
 VOXEL_MM = (0.05, 5.0)  # of a header without a unit: shortest side of a voxel, beyond which mm are doubtful

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from ofg_deploy.errors import check_count
+from ofg_deploy.options.words import Interpolation, PointsFrame
 from ofg_deploy.outputs import to_json
 from ofg_deploy.version import __version__
 
@@ -22,10 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-InitOption = Literal["none", "header", "centre", "rigid", "affine"]
-FormatOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
 PointsFrameOption = Annotated[
-    Optional[Literal["ras", "lps"]],
+    Optional[PointsFrame],
     typer.Option(
         "--points-frame",
         "--points-space",
@@ -41,13 +40,12 @@ FillOption = Annotated[
     ),
 ]
 InterpolationOption = Annotated[
-    Literal["auto", "linear", "nearest", "genericlabel", "bspline"],
+    Literal["auto", Interpolation],
     typer.Option(
         help="How the image (in ofg register: --also images) is resampled; auto: nearest for label maps, linear for "
         "others. nearest and genericlabel are for label maps."
     ),
 ]
-DeviceOption = Literal["auto", "cpu", "cuda"]
 
 
 JsonOutput = Annotated[

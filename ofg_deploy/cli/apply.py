@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -16,8 +16,7 @@ from ofg_deploy.cli.app import (
     PointsFrameOption,
     app,
 )
-
-ReadOption = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph", "greedy"]
+from ofg_deploy.options.words import Form
 
 
 @app.command()
@@ -58,7 +57,7 @@ def apply(
     ] = None,
     points_frame: PointsFrameOption = None,
     field_format: Annotated[
-        ReadOption,
+        Form,
         typer.Option("--format", help="Form of the transforms; greedy: 4x4 text of Greedy, c3d or NiftyReg (RAS mm)."),
     ] = "itk",
     fill: FillOption = "auto",

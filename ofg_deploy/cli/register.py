@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from ofg_deploy.cli.app import (
-    DeviceOption,
     FillOption,
-    FormatOption,
     InterpolationOption,
     JsonOutput,
     LimitFile,
@@ -23,16 +21,14 @@ from ofg_deploy.cli.app import (
     app,
     json_output,
 )
+from ofg_deploy.options.words import Device, Dialect, Executor, LabelInterpolation, Quality, Runtime
 
 if TYPE_CHECKING:
     from ofg_deploy.batch.pairs import Make, Pair
     from ofg_deploy.serve.images import Images
     from ofg_deploy.serve.job import Job
 
-LabelInterpolationOption = Literal["nearest", "genericlabel"]
 
-RuntimeOption = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
-QualityOption = Literal["fast", "default", "best"]
 OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "rebuild")  # options that say nothing without a network
 
 
@@ -74,7 +70,7 @@ def register(
         Optional[Path], typer.Option(help="Label map of the fixed image: Dice and HD95 of the first moving one.")
     ] = None,
     label_interpolation: Annotated[
-        LabelInterpolationOption, typer.Option(help="genericlabel: the label of the largest linear weight.")
+        LabelInterpolation, typer.Option(help="genericlabel: the label of the largest linear weight.")
     ] = "nearest",
     also: Annotated[
         Optional[list[Path]],
@@ -92,20 +88,20 @@ def register(
     inverse: Annotated[bool, typer.Option("--inverse", help="Write the inverse on the moving grid too.")] = False,
     fill: FillOption = "auto",
     interpolation: InterpolationOption = "auto",
-    device: Annotated[DeviceOption, typer.Option(help="Where to run; auto says what it chose.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where to run; auto says what it chose.")] = "auto",
     runtime: Annotated[
-        RuntimeOption,
+        Runtime,
         typer.Option(help="What runs the network; auto takes the one measured to be faster and says why."),
     ] = "auto",
     threads: Annotated[
         int, typer.Option(help="CPU threads of the network and of the steps on the pair; 0: automatic.")
     ] = 0,
     field_format: Annotated[
-        FormatOption,
+        Dialect,
         typer.Option("--format", help="Another form to write the transform in as well."),
     ] = "itk",
     quality: Annotated[
-        Optional[QualityOption],
+        Optional[Quality],
         typer.Option(
             help="Effort of the steps that optimise the pair itself; default without a network, no steps behind one."
         ),
@@ -130,9 +126,7 @@ def register(
     ] = False,
     num_parts: Annotated[int, typer.Option(help="Split a batch into so many parts, and do one.")] = 1,
     part_id: Annotated[int, typer.Option(help="Which part: 0 to --num-parts - 1.")] = 0,
-    executor: Annotated[
-        Literal["here", "ray"], typer.Option(help="ray: actors on a Ray cluster, one engine each.")
-    ] = "here",
+    executor: Annotated[Executor, typer.Option(help="ray: actors on a Ray cluster, one engine each.")] = "here",
     address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; as Ray finds it if absent.")] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Write a page to look at: NAME_report.html, of a batch as ofg report.")
@@ -151,7 +145,7 @@ def register(
 
     from ofg_deploy.batch.pairs import Part
     from ofg_deploy.cli.verbs.batch import Running
-    from ofg_deploy.cli.verbs.report import Quality
+    from ofg_deploy.cli.verbs.report import QualityControl
     from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
     from ofg_deploy.report.limits import Limits
@@ -197,7 +191,7 @@ def register(
     running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)
     if limits and not (report or qc_fail):
         raise UsageError("--limits goes with --report or --qc-fail")
-    judged = Quality(report, qc_fail, Limits.parse(limits))
+    judged = QualityControl(report, qc_fail, Limits.parse(limits))
     if pairs is None and (fixed is None or moving is None):
         raise UsageError("FIXED and MOVING are needed, or a list of them: --pairs")
     if fixed and moving and not (fixed.is_dir() or moving.is_dir() or pairs):

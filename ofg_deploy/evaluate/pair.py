@@ -16,6 +16,7 @@ from ofg_deploy.field import jacobian_determinant, resample, warp
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_labels, load_space
 from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.surfels import hd95_l2r
 from ofg_deploy.transform.dialects import load_map
@@ -23,7 +24,6 @@ from ofg_deploy.transform.landmarks import match, target_registration_error
 from ofg_deploy.transform.maps import LinearMap, WorldMap, on_grid
 from ofg_deploy.transform.points import load_points
 from ofg_deploy.transform.resample import outside_warning
-from ofg_deploy.transform.tables import PointsFrame
 
 Names = dict[int, str]
 Rows = tuple[tuple[float, ...], ...]

@@ -15,8 +15,8 @@ import numpy as np
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.locations import portable, portable_command
+from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.outputs import cell, staged, to_json
-from ofg_deploy.transform.tables import PointsFrame
 from ofg_deploy.version import __version__
 
 SCHEMA = 1

@@ -16,16 +16,17 @@ from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.locations import as_paths, portable, portable_command
 from ofg_deploy.nifti import load_space, stem
 from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.options.words import Form, Interpolation, PointsFrame
 from ofg_deploy.outputs import check_inputs_stay, check_writable, sha256_file, staged, to_json
 from ofg_deploy.serve.names import ENDINGS
 from ofg_deploy.sidecar import Named
-from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, Form, check_images, load_map
+from ofg_deploy.transform.dialects import OF_BOTH_IMAGES, check_images, load_map
 from ofg_deploy.transform.inverse import invert
 from ofg_deploy.transform.maps import Chain, Inside, on_grid
 from ofg_deploy.transform.points import carry, load_points, save_points
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation, outside_warning
+from ofg_deploy.transform.resample import OF_LABELS, outside_warning
 from ofg_deploy.transform.source import Source, open_source
-from ofg_deploy.transform.tables import PointsFrame, ending
+from ofg_deploy.transform.tables import ending
 from ofg_deploy.version import __version__
 
 SCHEMA = 1

@@ -12,6 +12,7 @@ from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Matrix, lattice, same_grid, transform_points
 from ofg_deploy.locations import portable
 from ofg_deploy.nifti import Volume, save_volume
+from ofg_deploy.options.words import Interpolation
 from ofg_deploy.outputs import sha256_file
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job, numbered
@@ -19,7 +20,7 @@ from ofg_deploy.transform.inverse import InverseMap
 from ofg_deploy.transform.landmarks import Landmarks, match
 from ofg_deploy.transform.maps import FieldMap
 from ofg_deploy.transform.points import CarriedPoints, Points, carry, load_points, save_points
-from ofg_deploy.transform.resample import Interpolation, at
+from ofg_deploy.transform.resample import at
 from ofg_deploy.transform.source import Source, open_source
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import InputError, UsageError, check_count
 from ofg_deploy.field import Field
+from ofg_deploy.options.words import Device, Runtime
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.no_network import Promise
     from ofg_deploy.serve.tensorrt import Rebuild
-
-Device = Literal["auto", "cpu", "cuda"]
-Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Engine(Protocol):

@@ -15,14 +15,14 @@ from ofg_deploy.geometry import Grid, Matrix, lattice, transform_points
 from ofg_deploy.image import AnyImage, is_file
 from ofg_deploy.nifti import Volume
 from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.options.words import Dialect, Interpolation
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.options import Options
 from ofg_deploy.serve.registration import Result
 from ofg_deploy.serve.saving import save
-from ofg_deploy.transform.dialects import Dialect
 from ofg_deploy.transform.inverse import InverseMap, inverse_field
 from ofg_deploy.transform.maps import FieldMap, Inside, WorldMap
-from ofg_deploy.transform.resample import Interpolation, at_index
+from ofg_deploy.transform.resample import at_index
 from ofg_deploy.transform.source import Source, open_source, source_in_memory
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from typing import Any, get_args
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.locations import as_paths
+from ofg_deploy.options.words import Dialect
 from ofg_deploy.outputs import unfinished
 from ofg_deploy.preprocess import Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
 from ofg_deploy.serve.options import Begin, Options, check_masks
 from ofg_deploy.sidecar import Named
-from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
+from ofg_deploy.transform.dialects import LINEAR_ENDINGS
 from ofg_deploy.transform.tables import ending
 
 DIALECTS: tuple[Dialect, ...] = ("ants", "itk-h5", "fsl", "l2r", "voxelmorph")  # beside itk; the roles of their files

@@ -21,20 +21,19 @@ from ofg_deploy.image import AnyImage, in_memory, is_file
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.options.words import Device, Interpolation, PointsFrame, Quality, Runtime
 from ofg_deploy.preprocess import Init
 from ofg_deploy.serve.automatic import choose_model
 from ofg_deploy.serve.companions import Companions
-from ofg_deploy.serve.engine import Device, Engine, Runtime, open_engine
+from ofg_deploy.serve.engine import Engine, open_engine
 from ofg_deploy.serve.found import Failure, Registration, source_of
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import parse_init
 from ofg_deploy.serve.no_network import NoNetwork, WithoutNetwork
 from ofg_deploy.serve.options import Begin, GivenMatrix, Options
-from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
+from ofg_deploy.serve.refinement import Refinement, Similarity
 from ofg_deploy.serve.registration import Inputs, register
 from ofg_deploy.transform.points import load_points
-from ofg_deploy.transform.resample import Interpolation
-from ofg_deploy.transform.tables import PointsFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from ofg_deploy.serve.interrupts import interruptible
 from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
-    from ofg_deploy.serve.engine import Device
+    from ofg_deploy.options.words import Device
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

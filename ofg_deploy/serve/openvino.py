@@ -20,7 +20,7 @@ from ofg_deploy.serve.interrupts import interruptible
 from ofg_deploy.telemetry import quiet
 
 if TYPE_CHECKING:
-    from ofg_deploy.serve.engine import Device
+    from ofg_deploy.options.words import Device
 
 VELOCITY = "velocity"  # what export calls the tensor that a diffeomorphic graph integrates
 

@@ -10,10 +10,10 @@ import numpy as np
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Matrix, Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
+from ofg_deploy.options.words import Interpolation, PointsFrame, Quality
 from ofg_deploy.preprocess import IMAGE_BASED, Init
-from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation
-from ofg_deploy.transform.tables import PointsFrame
+from ofg_deploy.serve.refinement import Refinement, Similarity
+from ofg_deploy.transform.resample import OF_LABELS
 
 
 @dataclass(frozen=True, eq=False)

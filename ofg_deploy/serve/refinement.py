@@ -20,9 +20,9 @@ from ofg_deploy.geometry import Grid, Matrix, Shape, corner_voxels, transform_po
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
 from ofg_deploy.kernels.refine import Descent, Greedy
+from ofg_deploy.options.words import Quality
 from ofg_deploy.serve.engine import check_threads
 
-Quality = Literal["fast", "default", "best"]
 Similarity = Literal["auto", "ncc"]
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ofg_deploy.model_file import read_model
 
 if TYPE_CHECKING:
-    from ofg_deploy.serve.engine import Device, Runtime
+    from ofg_deploy.options.words import Device, Runtime
 
 # Network and precision -> how many times faster than ONNX Runtime OpenVINO is on a CPU (benchmarks/runtimes.py). Absent
 # in float32: networks whose field OpenVINO changed by more than a thousandth of a voxel.

@@ -9,6 +9,7 @@ from typing import Any
 
 from ofg_deploy.errors import plain
 from ofg_deploy.nifti import save_transform, save_volume
+from ofg_deploy.options.words import Dialect
 from ofg_deploy.outputs import check_inputs_stay, staged
 from ofg_deploy.serve import sidecar
 from ofg_deploy.serve.job import Job
@@ -74,12 +75,12 @@ def save(result: Result, job: Job) -> Saved:
     return Saved(outputs, record.to_record(), warnings)
 
 
-def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: dialects.Dialect) -> float:
+def _write_transforms(found: dialects.Registration, paths: dict[str, Path], dialect: Dialect) -> float:
     """The affine, the form of ITK and the one asked for; the largest error of any that is read back, in mm."""
     errors = []
     if found.moving_from_fixed is not None:
         itk.save_affine(paths["affine"], found.moving_from_fixed)
-    forms: dict[str, dialects.Dialect] = {"transform": "itk", dialect: dialect}
+    forms: dict[str, Dialect] = {"transform": "itk", dialect: dialect}
     for role, form in forms.items():
         if role in paths:
             dialects.write(paths[role], form, found)

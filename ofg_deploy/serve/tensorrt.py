@@ -31,7 +31,7 @@ from ofg_deploy.serve.engine_file import (
 )
 
 if TYPE_CHECKING:
-    from ofg_deploy.serve.engine import Device
+    from ofg_deploy.options.words import Device
 
 NAMES = ("tensorrt", "tensorrt_rtx")
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}

@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from ofg_deploy.field import Field, turned
 from ofg_deploy.geometry import Grid, Matrix, same_grid, thinned, transform_points
 from ofg_deploy.nifti import INTENT_FSL_WARP, save_transform, save_vectors
 from ofg_deploy.nifti_file import MAX_VOXELS, open_nifti
+from ofg_deploy.options.words import Dialect, Form
 from ofg_deploy.transform import itk, itk_list
 from ofg_deploy.transform.elastix import is_elastix, load_elastix
 from ofg_deploy.transform.fnirt import load_fsl_warp
@@ -39,8 +39,6 @@ from ofg_deploy.transform.positions import load_displacements
 from ofg_deploy.transform.relative import fsl_from_world, to_relative, voxel_from_world
 from ofg_deploy.transform.voxels import load_voxels
 
-Dialect = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph"]
-Form = Literal["itk", "ants", "itk-h5", "fsl", "l2r", "voxelmorph", "greedy"]  # that can be read
 TEXT_BYTES = 2**20 + 1  # of a file, enough to tell what it is
 OF_BOTH_IMAGES: tuple[Form, ...] = ("fsl", "l2r", "voxelmorph")  # read only with fixed and moving grid
 ON_ONE_GRID: tuple[Dialect, ...] = ("l2r", "voxelmorph")

@@ -9,8 +9,9 @@ import numpy as np
 
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import LPS_FROM_RAS, Matrix, transform_points
+from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.transform.maps import Inside, WorldMap
-from ofg_deploy.transform.tables import PointsFrame, Table, read_table
+from ofg_deploy.transform.tables import Table, read_table
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from ofg_deploy.field import Field, sample
 from ofg_deploy.geometry import Grid, Matrix, in_view, transform_points
 from ofg_deploy.nifti import Volume
+from ofg_deploy.options.words import Interpolation
 from ofg_deploy.transform.maps import Inside
 
-Interpolation = Literal["linear", "nearest", "genericlabel", "bspline"]
 MOST_PERCENT = 50.0  # of the reference outside the moving image, beyond which something is likely wrong
 OF_LABELS: tuple[Interpolation, ...] = ("nearest", "genericlabel")
 

@@ -28,8 +28,9 @@ from ofg_deploy.nifti import (
 )
 from ofg_deploy.nifti_file import NiftiFile, open_nifti
 from ofg_deploy.nifti_write import Time, write
+from ofg_deploy.options.words import Interpolation
 from ofg_deploy.transform.maps import Inside
-from ofg_deploy.transform.resample import OF_LABELS, Interpolation, at_index
+from ofg_deploy.transform.resample import OF_LABELS, at_index
 
 Load = Callable[[Path, int], Volume]
 OF_VECTORS = {1005, 1006, 1007, 2006, 2007, 2008, 2009, 2016}  # intents of what turns with the map: tensors and vectors

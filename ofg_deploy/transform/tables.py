@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import InputError
+from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.outputs import parse_csv, read_csv, read_json, read_text, to_json
 from ofg_deploy.records import fitted
 
-PointsFrame = Literal["ras", "lps"]
 Places = npt.NDArray[np.float64]  # (N, 3), in the frame of the file
 Mask = npt.NDArray[np.bool_]  # (N,)
 

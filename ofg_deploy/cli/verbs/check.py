@@ -11,12 +11,12 @@ from rich.text import Text
 
 from ofg_deploy.check.examine import Examined, examine
 from ofg_deploy.check.finding import Finding
-from ofg_deploy.check.header import Unit
 from ofg_deploy.check.repair import mendable, write_copies
 from ofg_deploy.check.together import beside_model, compare
 from ofg_deploy.cli.terminal import terminal
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_model
+from ofg_deploy.options.words import Unit
 from ofg_deploy.outputs import to_json
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}

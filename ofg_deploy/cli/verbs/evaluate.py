@@ -16,9 +16,9 @@ from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
 from ofg_deploy.evaluate.results import Failure, outputs, summary, write
 from ofg_deploy.extras import need
+from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.outputs import check_writable, read_csv, read_json
 from ofg_deploy.records import read_as
-from ofg_deploy.transform.tables import PointsFrame
 
 
 def run(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ofg_deploy.cli.terminal import both, warn
+from ofg_deploy.options.words import Device, Runtime
 from ofg_deploy.outputs import check_writable
-from ofg_deploy.serve.engine import Device, Runtime, open_engine
+from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NONE

@@ -66,7 +66,7 @@ def publish(
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityControl:
     """What ``ofg register`` is to say about the quality of what it registers.
 
     Attributes:
