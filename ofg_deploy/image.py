@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Matrix
-from ofg_deploy.nifti import Volume, as_image, as_labels, check_real, grid_of, space_of
+from ofg_deploy.nifti import Volume, as_image, as_labels
+from ofg_deploy.nifti_space import check_real, grid_of, space_of
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage

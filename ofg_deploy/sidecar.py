@@ -11,7 +11,7 @@ import numpy as np
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Matrix
-from ofg_deploy.nifti import FARTHEST_MM
+from ofg_deploy.nifti_space import FARTHEST_MM
 from ofg_deploy.outputs import parse_json, read_json, read_text, sha256_file, to_json
 from ofg_deploy.records import fitted
 

@@ -10,8 +10,8 @@ from ofg_deploy.check.convert import check_line, load, nibabel_line
 from ofg_deploy.check.finding import Finding, Severity
 from ofg_deploy.errors import GeometryError
 from ofg_deploy.geometry import Grid, Matrix
-from ofg_deploy.nifti import Orientations, check_voxel_sizes, conflict_mm, grid_of, orientations, shear_said
 from ofg_deploy.nifti_file import NiftiFile
+from ofg_deploy.nifti_space import Orientations, check_voxel_sizes, conflict_mm, grid_of, orientations, shear_said
 from ofg_deploy.options.words import Unit
 from ofg_deploy.readers import conflict_said
 
@@ -125,7 +125,7 @@ def _sform_first(nifti: NiftiFile, found: Orientations, damage: str) -> tuple[Ma
 
 
 def _orientations(nifti: NiftiFile) -> tuple[Orientations, str]:
-    """As ``nifti.orientations``; a damaged qform is said, and its place is empty."""
+    """As ``nifti_space.orientations``; a damaged qform is said, and its place is empty."""
     try:
         return orientations(nifti), ""
     except GeometryError as error:

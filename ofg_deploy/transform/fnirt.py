@@ -13,8 +13,9 @@ import numpy as np
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, thinned, transform_points
-from ofg_deploy.nifti import FARTHEST_MM, INTENT_FSL_WARP, load_vectors
+from ofg_deploy.nifti import INTENT_FSL_WARP, load_vectors
 from ofg_deploy.nifti_file import NiftiFile, open_nifti
+from ofg_deploy.nifti_space import FARTHEST_MM
 from ofg_deploy.transform.maps import FieldMap, field_map
 from ofg_deploy.transform.positions import from_positions
 from ofg_deploy.transform.relative import from_relative, fsl_from_world

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import LPS_FROM_RAS, Grid, Matrix
-from ofg_deploy.nifti import FARTHEST_MM, grid_of
+from ofg_deploy.nifti_space import FARTHEST_MM, grid_of
 from ofg_deploy.outputs import plainly_named
 from ofg_deploy.transform.aside import read_aside
 from ofg_deploy.transform.itk_list import ON_LATTICES, Listed, read_list, without_identities

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, sample
 from ofg_deploy.geometry import Grid, Matrix, lattice, same_grid, transform_points
-from ofg_deploy.nifti import FARTHEST_MM
+from ofg_deploy.nifti_space import FARTHEST_MM
 
 Inside = npt.NDArray[np.bool_]
 # What ITK writes into every component where a displacement is unknown: the largest number of its type.

@@ -8,7 +8,7 @@ import numpy as np
 
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Grid, Matrix
-from ofg_deploy.nifti import FARTHEST_MM
+from ofg_deploy.nifti_space import FARTHEST_MM
 from ofg_deploy.transform.relative import fsl_from_world
 
 MAX_BYTES = 2**16

@@ -16,17 +16,9 @@ from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Matrix, transform_points
 from ofg_deploy.image import AnyImage, in_memory
 from ofg_deploy.label_map import label_map_by, meant_as_labels
-from ofg_deploy.nifti import (
-    Volume,
-    as_labels,
-    check_finite,
-    check_real,
-    label_type,
-    load_image,
-    load_labels,
-    space_of,
-)
+from ofg_deploy.nifti import Volume, as_labels, check_finite, label_type, load_image, load_labels
 from ofg_deploy.nifti_file import NiftiFile, open_nifti
+from ofg_deploy.nifti_space import check_real, space_of
 from ofg_deploy.nifti_write import Time, write
 from ofg_deploy.options.words import Interpolation
 from ofg_deploy.transform.maps import Inside
