@@ -266,6 +266,8 @@ def test_options_in_python_are_checked(tmp_path: Path) -> None:
             train_network(tmp_path, tmp_path / "run", **options)
     with pytest.raises(UsageError, match="images is missing"):
         train_network(None, tmp_path / "run")
+    with pytest.raises(InputError, match="does not exist"):  # None is not given
+        train_network(tmp_path / "nothing", tmp_path / "run", epochs=None, flip=None)
     named = inspect.signature(train_network).parameters
     assert {*TRAINING} < {*named}
     assert named["epochs"].default == 500

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ofg_deploy.errors import UsageError
 from ofg_deploy.extras import need
 from ofg_deploy.options.export import EXPORT, CheckpointOptions, EngineOptions, ModelOptions
-from ofg_deploy.options.value import checked, options_of, with_options
+from ofg_deploy.options.value import named, options_of, with_options
 
 if TYPE_CHECKING:
     from ofg_deploy.export.engine import EngineJob, PublishedEngine
@@ -75,7 +75,7 @@ def export_model(
         >>> exported.parity["field_mm_max"]  # doctest: +SKIP
         0.003
     """
-    given = checked(options, EXPORT)
+    given = named(options, EXPORT)
     engine = EngineOptions(**{name: given[name] for name in given.keys() & options_of(EngineOptions)})
     _check_together(engine, given.get("precision"))
     from ofg_deploy.catalogue import is_name, source_path
@@ -106,8 +106,8 @@ def export_model(
     if given.keys() & {"precision", "atol_mm"}:
         raise UsageError(f"{where} has its precision already: `precision` and `atol_mm` go with its export")
     if out is None:  # not into the folder of models
-        named = isinstance(source, str) and is_name(source)
-        out = Path(f"{source}{ENGINE_SUFFIX}") if named else where.with_suffix(ENGINE_SUFFIX)
+        by_name = isinstance(source, str) and is_name(source)
+        out = Path(f"{source}{ENGINE_SUFFIX}") if by_name else where.with_suffix(ENGINE_SUFFIX)
     return _export_engine(where, out, bare, engine, overwrite, progress or Observer())
 
 

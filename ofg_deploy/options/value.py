@@ -234,6 +234,12 @@ def checked(given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, 
     }
 
 
+def named(given: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """As ``checked``, for keywords of a function, where None always stands for an option that is not given."""
+    found = {find(name, known).name: value for name, value in given.items()}
+    return checked({name: value for name, value in found.items() if value is not None}, known)
+
+
 def find(name: str, known: Mapping[str, Option]) -> Option:
     """An option by its name, with underscores or dashes. Raises UsageError: there is none; says which is close."""
     found = known.get(name.replace("-", "_"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ofg_deploy.errors import UsageError
 from ofg_deploy.extras import need
 from ofg_deploy.options.training import TRAINING, Resources
-from ofg_deploy.options.value import checked, options_of, with_options
+from ofg_deploy.options.value import named, options_of, with_options
 
 if TYPE_CHECKING:
     from ofg_deploy.train.config import TrainConfig
@@ -86,7 +86,7 @@ def train_network(
         0.78
     """
     need("torch", "lightning_fabric", "tensorboard", "matplotlib", "filelock")
-    explicit = checked(options, TRAINING)
+    explicit = named(options, TRAINING)
     resources = Resources(**{name: value for name, value in explicit.items() if name in RESOURCES})
     if resume:
         _refuse_others(images, config, overwrite, explicit)
