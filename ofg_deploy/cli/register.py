@@ -33,6 +33,7 @@ LabelInterpolationOption = Literal["nearest", "genericlabel"]
 
 RuntimeOption = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 QualityOption = Literal["fast", "default", "best"]
+SimilarityOption = Literal["auto", "ncc", "mind"]
 OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "rebuild")  # options that say nothing without a network
 
 
@@ -114,6 +115,13 @@ def register(
         Optional[int],
         typer.Option(help="The same as a number: at most so many steps on the pair at each level; 0: none."),
     ] = None,
+    similarity: Annotated[
+        SimilarityOption,
+        typer.Option(
+            help="What the steps on the pair follow: ncc (local correlation, images of one contrast), mind (structure, "
+            "images of any two contrasts); auto chooses by the pair."
+        ),
+    ] = "auto",
     grid: Annotated[
         Optional[tuple[int, int, int]],
         typer.Option(help="Network grid X Y Z for a model that takes several; the field of view grows with it."),
@@ -172,8 +180,9 @@ def register(
         overwrite=overwrite,
         command=sys.argv,
         field_format=field_format,
-        refinement=Refinement.at_most(refine or 0, threads),
+        refinement=Refinement.at_most(refine or 0, threads, similarity),
         quality=quality,
+        similarity=similarity,
         threads=threads,
         max_voxels=max_voxels or MAX_VOXELS,
         grid=grid,
@@ -260,7 +269,7 @@ def _settle(
     """The model's file, None for no network, and the jobs with the steps on the pair that go with it.
 
     Raises:
-        UsageError: options of a network's runtime where there is no network.
+        UsageError: options of a network's runtime where there is no network, or of the steps where none are taken.
     """
     from dataclasses import replace
 
@@ -274,4 +283,8 @@ def _settle(
         raise UsageError(f"{', '.join(given)}: there is no network to act on{why}: leave it out, or give -m MODEL")
     by_default = found.path is None and refine is None and quality is None
     steps: Any = "default" if by_default else quality
+    if _given(context, "similarity") and not steps and not refine:
+        raise UsageError(
+            "--similarity is followed by the steps on the pair, and none are taken: add --quality or --refine"
+        )
     return found.path, [replace(job, quality=steps, model_choice=found.reason) for job in jobs]

@@ -17,7 +17,8 @@ from ofg_deploy.outputs import is_as_written, read_json, unfinished
 from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
-from ofg_deploy.serve.refinement import Quality, Refinement, Similarity
+from ofg_deploy.serve.refinement import Quality, Refinement
+from ofg_deploy.serve.similarity import Similarity
 from ofg_deploy.transform.dialects import LINEAR_ENDINGS, Dialect
 from ofg_deploy.transform.resample import OF_LABELS, Interpolation
 from ofg_deploy.transform.tables import PointsFrame, ending
@@ -43,7 +44,7 @@ class Job:
         field_format: write the transform in this form as well; the one of ITK is always there.
         refinement: steps on the pair, behind the network or without one; None takes none, unless ``quality`` is given.
         quality: the same by how much effort is to be taken; what that means depends on the voxels of the grid.
-        similarity: what the steps of ``quality`` follow.
+        similarity: what the steps of ``quality`` follow; ``refinement`` has its own.
         threads: of these steps; 0 for as many as are set.
         model_choice: why ``-m auto`` took the model it took, or none; recorded in the sidecar.
         max_voxels: larger images and label maps are refused before their voxels are read.

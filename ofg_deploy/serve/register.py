@@ -199,7 +199,9 @@ def finish(prepared: Prepared, network_vox: Field, engine: Engine) -> Result:
             fill,
         )
         if refined or not isinstance(engine.contract, NoNetwork):  # otherwise nothing was to follow it
-            remarks += [line] if (line := adds_nothing(figures)) else []
+            energies = (refined.network_energy, refined.energy) if refined else None
+            across = bool(refined and refined.similarity and refined.similarity.differs)
+            remarks += [line] if (line := adds_nothing(figures, energies, across)) else []
         record["warnings"] = [*prepared.notes, *record["warnings"], *remarks]
         if "landmarks" in figures:
             record["landmarks"] = {"matched_by": beside.matched_by()}
