@@ -30,12 +30,12 @@ def opposite_share(a: Image, b: Image) -> float:
     """
     if not (np.isfinite(a).any() and np.isfinite(b).any()):
         return 0.0
-    a, b = (np.asarray(v, np.float64) - np.nanmean(v, dtype=np.float64) for v in (a, b))
+    x, y = (np.asarray(v, np.float64) - np.nanmean(v, dtype=np.float64) for v in (a, b))
     count = WINDOW**3
-    sum_a, sum_b = _windows(a), _windows(b)
-    cross = _windows(a * b) - sum_a * sum_b / count
-    var_a = _windows(a * a) - sum_a**2 / count + count * FLOOR**2 * np.nanvar(a)
-    var_b = _windows(b * b) - sum_b**2 / count + count * FLOOR**2 * np.nanvar(b)
+    sum_a, sum_b = _windows(x), _windows(y)
+    cross = _windows(x * y) - sum_a * sum_b / count
+    var_a = _windows(x * x) - sum_a**2 / count + count * FLOOR**2 * np.nanvar(x)
+    var_b = _windows(y * y) - sum_b**2 / count + count * FLOOR**2 * np.nanvar(y)
     scale = var_a * var_b
     with np.errstate(invalid="ignore", divide="ignore"):
         clear = np.where(scale > 0, np.maximum(cross**2 / scale - CLEAR, 0), 0)
