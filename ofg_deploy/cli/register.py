@@ -21,7 +21,7 @@ from ofg_deploy.cli.app import (
     app,
     json_output,
 )
-from ofg_deploy.options.words import Device, Dialect, Executor, LabelInterpolation, Quality, Runtime
+from ofg_deploy.options.words import Device, Dialect, Executor, LabelInterpolation, Quality, Runtime, StepSimilarity
 
 if TYPE_CHECKING:
     from ofg_deploy.batch.pairs import Make, Pair
@@ -110,6 +110,13 @@ def register(
         Optional[int],
         typer.Option(help="The same as a number: at most so many steps on the pair at each level; 0: none."),
     ] = None,
+    similarity: Annotated[
+        StepSimilarity,
+        typer.Option(
+            help="What the steps on the pair follow: ncc (local correlation, images of one contrast), mind (structure, "
+            "images of any two contrasts); auto chooses by the pair."
+        ),
+    ] = "auto",
     grid: Annotated[
         Optional[tuple[int, int, int]],
         typer.Option(help="Network grid X Y Z for a model that takes several; the field of view grows with it."),
@@ -166,8 +173,9 @@ def register(
         overwrite=overwrite,
         command=sys.argv,
         field_format=field_format,
-        refinement=Refinement.at_most(refine or 0, threads),
+        refinement=Refinement.at_most(refine or 0, threads, similarity),
         quality=quality,
+        similarity=similarity,
         threads=threads,
         max_voxels=max_voxels or MAX_VOXELS,
         grid=grid,
@@ -254,7 +262,7 @@ def _settle(
     """The model's file, None for no network, and the jobs with the steps on the pair that go with it.
 
     Raises:
-        UsageError: options of a network's runtime where there is no network.
+        UsageError: options of a network's runtime where there is no network, or of the steps where none are taken.
     """
     from dataclasses import replace
 
@@ -268,4 +276,8 @@ def _settle(
         raise UsageError(f"{', '.join(given)}: there is no network to act on{why}: leave it out, or give -m MODEL")
     by_default = found.path is None and refine is None and quality is None
     steps: Any = "default" if by_default else quality
+    if _given(context, "similarity") and not steps and not refine:
+        raise UsageError(
+            "--similarity is followed by the steps on the pair, and none are taken: add --quality or --refine"
+        )
     return found.path, [replace(job, quality=steps, model_choice=found.reason) for job in jobs]

@@ -1,7 +1,8 @@
 """Refine a displacement field on its own pair: numpy in, numpy out, no torch. The options know how to do it.
 
-``Adam`` is the inner optimiser of the paper (Xin et al., MICCAI 2024); ``Greedy`` descends the local NCC alone, with
-Gaussian smoothing in place of a penalty (Avants et al., Medical Image Analysis 2008; Yushkevich et al., AAIC 2016).
+``Adam`` is the inner optimiser of the paper (Xin et al., MICCAI 2024); ``Greedy`` descends the local NCC, or a distance
+of descriptors, with Gaussian smoothing in place of a penalty (Avants et al., Medical Image Analysis 2008; Yushkevich et
+al., AAIC 2016).
 Results are bit-identical for any number of threads. The compiled code is loaded at the first call.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ofg_deploy.options.greedy import BOUNDS, DEFAULTS, WINDOW
 
 Field = npt.NDArray[np.float32]
 Image = npt.NDArray[np.float32]
+Measure = Literal["ncc", "mind"]
 
 SHORTEST = 0.1  # of the first step: where halving ends
 
@@ -105,6 +107,8 @@ class Greedy:
             knows NaN in either image, and what lies beyond the grid, as unknown. Otherwise that of ``local_ncc``, which
             training follows: zeros outside, and a constant of 1e-5 for intensities of 0..1. And steps are halved each
             time that one did not lower the loss, down to an eighth: then it has converged.
+        measure: ``mind`` for the distance of self-similarity descriptors (``kernels.mind``) in place of the local NCC:
+            for images of any two contrasts. Only together with ``blind``; ``window`` is then without effect.
 
     Raises:
         UsageError: a value out of ``BOUNDS``, a negative number of steps or an even window.
@@ -117,16 +121,19 @@ class Greedy:
     field_sigma: float = DEFAULTS["field_sigma"]
     window: int = WINDOW
     blind: bool = False
+    measure: Measure = "ncc"
 
     def __post_init__(self) -> None:
         _check_steps_and_window(self.steps, self.window)
         for name in BOUNDS:
             check_bound(name, getattr(self, name), name)
+        if self.measure == "mind" and not self.blind:
+            raise UsageError("measure 'mind' knows what is unknown by NaN: it goes with blind steps")
 
     def refine(
         self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None
     ) -> Field:
-        """As ``Adam.refine``; working memory is 40 bytes per voxel."""
+        """As ``Adam.refine``; working memory is 40 bytes per voxel, 32 more for descriptors."""
         from ofg_deploy.kernels import compiled
 
         descent = Descent(self, field, moving, fixed, buffers)
@@ -162,6 +169,7 @@ class Descent:
             if not np.isfinite(given).all():  # else taken for places that are not known
                 raise InputError("the field to be refined is not finite: it holds NaN or infinite values")
             self._floors = floor(self._moving), floor(self._fixed)
+        self._described = self._describe() if options.measure == "mind" else None
         self._warped = self._buffers.take("warped", self._moving.shape)
         self._slope = self._buffers.take("slope", given.shape)
         self._direction = self._buffers.take("direction", given.shape)
@@ -171,13 +179,26 @@ class Descent:
         self.field[...] = field
         self._longest = self._options.step
 
+    def _describe(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        from ofg_deploy.kernels import mind
+
+        shape = (*self._moving.shape, mind.WIDE)
+        found = tuple(self._buffers.take(f"described {name}", shape, np.uint8) for name in ("moving", "fixed"))
+        for image, out in zip((self._moving, self._fixed), found, strict=True):
+            mind.describe(image, out, self._buffers)
+        return found[0], found[1]
+
     def loss(self) -> float:
-        """The local NCC loss (-1..0) of ``field`` as it is; leaves the gradient that ``step`` goes down."""
+        """The loss (-1..0) of ``field`` as it is, by ``measure``; leaves the gradient that ``step`` goes down."""
         from ofg_deploy.kernels import correlation, local_ncc
         from ofg_deploy.kernels.warp import warp
 
         window, buffers = self._options.window, self._buffers
-        if self._options.blind:
+        if self._described:
+            from ofg_deploy.kernels import mind
+
+            loss = mind.loss_and_gradient(*self._described, self.field, self._slope, buffers)
+        elif self._options.blind:
             warp(self._moving, self.field, self._warped, self._slope, np.nan)
             loss = correlation.loss_and_gradient(self._warped, self._fixed, window, buffers, self._floors)
         else:
@@ -198,7 +219,8 @@ class Descent:
         from ofg_deploy.kernels.gaussian import smooth
 
         options = self._options
-        compose.scale_slope(self._slope, self._warped)
+        if not self._described:  # otherwise it is the gradient already
+            compose.scale_slope(self._slope, self._warped)
         smooth(self._slope, options.gradient_sigma, self._direction, self._buffers)
         longest, mean = compose.lengths(self._direction)
         if longest == 0:

@@ -10,6 +10,7 @@ PAPER = "paper"  # the recipe of the method, which goes with that of any data se
 Guidance = Literal["ofg", "none"]
 Optimiser = Literal["greedy", "multilevel", "adam"]
 Similarity = Literal["ncc", "mse", "mind"]
+StepSimilarity = Literal["auto", "ncc", "mind"]  # of steps on the pair
 Regulariser = Literal["diffusion", "bending"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Starts = Literal["frame", "pair"]

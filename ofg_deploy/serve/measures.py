@@ -133,15 +133,22 @@ def _by_text(values: dict[int, float]) -> dict[str, float]:
     return {str(label): value for label, value in values.items()}
 
 
-def adds_nothing(numbers: dict[str, Any]) -> str | None:
+def adds_nothing(
+    numbers: dict[str, Any], energies: tuple[float, float] | None = None, across_contrasts: bool = False
+) -> str | None:
     """What to say where what follows the initial alignment gains nothing over it; None where it does.
 
     Overlap of labels decides where it is known, else similarity: neither correlation nor mutual information rises.
+
+    Args:
+        energies: before and after steps on the pair.
+        across_contrasts: of the images, in which case mutual information decides alone.
     """
-    keys = ("dice",) if numbers.get("dice_start") is not None else ("ncc", "mi")
+    keys = ("dice",) if numbers.get("dice_start") is not None else ("mi",) if across_contrasts else ("ncc", "mi")
     gains = {key: numbers[f"{key}_after"] - numbers[f"{key}_start"] for key in keys}
     if max(gains.values()) > LEAST_GAIN:
         return None
     names = {"dice": "Dice", "ncc": "NCC", "mi": "mutual information"}
-    figures = (f"{names[key]} {numbers[f'{key}_start']:.3f} -> {numbers[f'{key}_after']:.3f}" for key in keys)
+    figures = [f"{names[key]} {numbers[f'{key}_start']:.3f} -> {numbers[f'{key}_after']:.3f}" for key in keys]
+    figures += [f"energy {energies[0]:.4g} -> {energies[1]:.4g}"] if energies else []
     return f"no gain over the initial alignment ({', '.join(figures)}): compare with `init` alone, or use another model"

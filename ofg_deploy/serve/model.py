@@ -21,7 +21,7 @@ from ofg_deploy.image import AnyImage, in_memory, is_file
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.options.words import Device, Interpolation, PointsFrame, Quality, Runtime
+from ofg_deploy.options.words import Device, Interpolation, PointsFrame, Quality, Runtime, StepSimilarity
 from ofg_deploy.preprocess import Init
 from ofg_deploy.serve.automatic import choose_model
 from ofg_deploy.serve.companions import Companions
@@ -31,7 +31,7 @@ from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import parse_init
 from ofg_deploy.serve.no_network import NoNetwork, WithoutNetwork
 from ofg_deploy.serve.options import Begin, GivenMatrix, Options
-from ofg_deploy.serve.refinement import Refinement, Similarity
+from ofg_deploy.serve.refinement import Refinement
 from ofg_deploy.serve.registration import Inputs, register
 from ofg_deploy.transform.points import load_points
 
@@ -97,7 +97,7 @@ class Model:
         init: Init | str | Path | Matrix | None = None,
         quality: Quality | None = None,
         refine: int | None = None,
-        similarity: Similarity = "auto",
+        similarity: StepSimilarity = "auto",
         grid: Shape | None = None,
         fill: float | None = None,
         interpolation: Interpolation | None = None,
@@ -122,7 +122,8 @@ class Model:
             quality: effort of the steps that optimise the pair itself, ``fast``, ``default`` or ``best``. None: no
                 steps after a network, ``default`` without one.
             refine: the same as a number, at most so many steps at each level; 0 for none.
-            similarity: what these steps follow.
+            similarity: what these steps follow: ``ncc`` (local correlation, images of one contrast), ``mind``
+                (structure, images of any two contrasts), or ``auto``, chosen by the pair.
             grid: of the network, for models that take several.
             fill: value where the transform leads out of the moving image; None for its background.
             interpolation: of ``also``; None for nearest where one is a label map, linear otherwise.
@@ -155,7 +156,7 @@ class Model:
             fill=fill,
             interpolation=interpolation,
             label_interpolation=label_interpolation,
-            refinement=Refinement.at_most(refine or 0, self._threads),
+            refinement=Refinement.at_most(refine or 0, self._threads, similarity),
             quality=quality,
             similarity=similarity,
             threads=self._threads,

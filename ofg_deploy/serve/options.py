@@ -10,9 +10,9 @@ import numpy as np
 from ofg_deploy.errors import UsageError
 from ofg_deploy.geometry import Matrix, Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
-from ofg_deploy.options.words import Interpolation, PointsFrame, Quality
+from ofg_deploy.options.words import Interpolation, PointsFrame, Quality, StepSimilarity
 from ofg_deploy.preprocess import IMAGE_BASED, Init
-from ofg_deploy.serve.refinement import Refinement, Similarity
+from ofg_deploy.serve.refinement import Refinement
 from ofg_deploy.transform.resample import OF_LABELS
 
 
@@ -38,7 +38,7 @@ class Options:
         label_interpolation: ``nearest`` or ``genericlabel``.
         refinement: steps on the pair, after the network or without one; None takes none, unless ``quality`` is given.
         quality: the same by how much effort is to be taken; what that means depends on the voxels of the grid.
-        similarity: what the steps of ``quality`` follow.
+        similarity: what the steps of ``quality`` follow; ``refinement`` has its own.
         threads: of these steps; 0 for as many as are set.
         grid: of the network, for a model that takes several; None means the one it was trained on.
         points_frame: coordinate frame of tables of points that do not name their own; RAS if None.
@@ -55,7 +55,7 @@ class Options:
     label_interpolation: Interpolation = "nearest"
     refinement: Refinement | None = None
     quality: Quality | None = None
-    similarity: Similarity = "auto"
+    similarity: StepSimilarity = "auto"
     threads: int = 0
     grid: Shape | None = None
     points_frame: PointsFrame | None = None

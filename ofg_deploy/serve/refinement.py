@@ -1,4 +1,4 @@
-"""Refine the network's field on its own pair, and keep the result only where it is better: ``ofg register --refine``.
+"""Refine the network's field on its own pair, and keep the result only where it is better: ``refine`` and ``quality``.
 
 Neither torch nor onnx: the compiled kernels' greedy steps. Those at coarse levels, which find what lies far away, are
 judged together; those at full resolution one by one.
@@ -14,16 +14,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Grid, Matrix, Shape, corner_voxels, transform_points
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.multilevel import Multilevel
-from ofg_deploy.kernels.refine import Descent, Greedy
-from ofg_deploy.options.words import Quality
+from ofg_deploy.kernels.refine import Descent, Greedy, Measure, checked_arrays
+from ofg_deploy.options.words import Quality, StepSimilarity
 from ofg_deploy.serve.engine import check_threads
+from ofg_deploy.serve.similarity import Chosen, choose
 
-Similarity = Literal["auto", "ncc"]
 Stop = Literal["steps", "stalled", "folding", "flat"]
 STOPS: dict[Stop, str] = {
     "steps": "all steps taken",
@@ -33,13 +33,15 @@ STOPS: dict[Stop, str] = {
 }
 
 LEVELS = 3  # coarse levels, each of half the resolution of the one before
-BYTES_PER_VOXEL = 94  # see ``Refinement.memory_bytes``
+BYTES_PER_VOXEL = 98  # see ``Refinement.memory_bytes``
 
 # Shortest axis of the grid in voxels -> window of the local NCC, smoothing of the gradient, how many times the steps at
 # full resolution of a quality. Small structures that fill their image want a small window (hippocampi, 35 voxels: 5 and
 # 1.5) and steps cost little there; whole brains of two people want a large window, and for that a gradient that is
 # smoothed less (160 voxels: 9 and 1). See benchmarks/NOTES.md.
 SIZES = ((96, 9, 1.0, 1), (64, 7, 1.25, 2), (0, 5, 1.5, 3))
+ACROSS = (1.5, 1.0)  # smoothing of gradient and field at coarse levels of ``mind``, in voxels
+ACROSS_BELOW = 64  # voxels: on a shorter grid ``mind`` is followed at full resolution, too, as many steps as at half
 COARSEST = 8  # voxels along the shortest axis of the coarsest level, at least
 STEP = 0.7  # voxels of the longest vector: 8 such at full resolution do what 16 of half a voxel do
 
@@ -69,6 +71,7 @@ class Refinement:
             which the window of the local NCC does not fit are left out, with ``by_size`` those below ``COARSEST``, too.
             None for as many as at full resolution, at each of ``LEVELS`` levels.
         by_size: window and smoothing of the gradient follow the size of the grid (``SIZES``), not ``optimiser``.
+        similarity: what the steps follow (``serve.similarity``); steps that are not ``blind`` follow the local NCC.
         quality: what was asked for; then the number of steps at full resolution follows the size of the grid, too.
         smoothness: weight of the diffusion in the energy, which is local NCC loss + smoothness x diffusion.
         folding_percent: no more voxels than this fold in the end, unless the network's own field already does;
@@ -85,6 +88,7 @@ class Refinement:
     optimiser: Greedy
     coarse_steps: tuple[int, ...] | None = None
     by_size: bool = False
+    similarity: StepSimilarity = "ncc"
     quality: Quality | None = None
     smoothness: float = 0.1
     folding_percent: float = 0.01
@@ -94,6 +98,10 @@ class Refinement:
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        if self.similarity not in get_args(StepSimilarity):
+            raise UsageError(f"similarity {self.similarity!r} is unknown: use {', '.join(get_args(StepSimilarity))}")
+        if self.similarity == "mind" and not self.optimiser.blind:
+            raise UsageError("similarity 'mind' goes with blind steps")
         if self.optimiser.steps < 1 or self.patience < 1 or min(self.levels, default=0) < 0:
             raise UsageError(
                 f"refinement by {self.optimiser.steps} steps, patience {self.patience}, coarse steps {self.levels}: "
@@ -106,35 +114,32 @@ class Refinement:
             )
 
     @classmethod
-    def at_most(cls, steps: int, threads: int = 0) -> Refinement | None:
-        """What ``--refine STEPS`` means; None for 0. Raises UsageError for a negative number."""
+    def at_most(cls, steps: int, threads: int = 0, similarity: StepSimilarity = "auto") -> Refinement | None:
+        """What ``refine`` means; None for 0. Raises UsageError for a negative number."""
         if steps < 0:
-            raise UsageError(f"--refine {steps}: give the number of steps to take at most, or 0 for none")
-        return cls(Greedy(steps, step=STEP, blind=True), by_size=True, threads=threads) if steps else None
+            raise UsageError(f"`refine` {steps}: give the number of steps to take at most, or 0 for none")
+        if not steps:
+            return None
+        return cls(Greedy(steps, step=STEP, blind=True), by_size=True, similarity=similarity, threads=threads)
 
     @classmethod
     def of_quality(
         cls,
         quality: Quality,
-        similarity: Similarity = "auto",
+        similarity: StepSimilarity = "auto",
         spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
         threads: int = 0,
     ) -> Refinement:
-        """What ``--quality`` means. Length and windows are in voxels of the grid, so its spacing changes nothing.
-
-        ``similarity`` ``auto`` is ``ncc``, the squared local NCC, which takes one contrast for its opposite: there is
-        no other one yet.
+        """What ``quality`` means. Length and windows are in voxels of the grid, so its spacing changes nothing.
 
         Raises:
             UsageError: a quality or a similarity that does not exist.
         """
         if quality not in PRESETS:
             raise UsageError(f"quality {quality!r} is unknown: use {', '.join(PRESETS)}")
-        if similarity not in get_args(Similarity):
-            raise UsageError(f"similarity {similarity!r} is unknown: use {', '.join(get_args(Similarity))}")
         preset = PRESETS[quality]
         steps = Greedy(preset.steps, step=STEP, blind=True)
-        return cls(steps, preset.coarse_steps, by_size=True, quality=quality, threads=threads)
+        return cls(steps, preset.coarse_steps, by_size=True, similarity=similarity, quality=quality, threads=threads)
 
     @staticmethod
     def memory_bytes(shape: Shape) -> int:
@@ -158,13 +163,20 @@ class Refinement:
         """Raises UsageError where the window of the local NCC does not fit into the model's grid."""
         if min(shape) < (window := self.steps_on(shape).window):
             raise UsageError(
-                f"--refine: the model's grid {'x'.join(map(str, shape))} is smaller than the window of "
+                f"`refine`: the model's grid {'x'.join(map(str, shape))} is smaller than the window of "
                 f"{window} voxels: register without it"
             )
 
-    def coarse(self, shape: Shape) -> Multilevel | None:
-        """The coarse levels, as many as the window fits into; None where it does not fit into any."""
+    def coarse(self, shape: Shape, measure: Measure = "ncc") -> Multilevel | None:
+        """The coarse levels, as many as the window fits into; None where it does not fit into any.
+
+        Its own ``greedy`` are the steps along ``mind`` at full resolution, in place of the others (``ACROSS_BELOW``).
+        """
         greedy, steps = self.steps_on(shape), self.levels
+        if measure == "mind":
+            fine = steps[-1] if min(shape) < ACROSS_BELOW else 0
+            gradient, field = ACROSS
+            greedy = replace(greedy, steps=fine, measure=measure, gradient_sigma=gradient, field_sigma=field)
         for left_out in range(len(steps)):
             levels = Multilevel(greedy, steps[left_out:])
             if min(levels.coarsest(shape)) >= max(greedy.window, COARSEST if self.by_size else 0):
@@ -195,6 +207,7 @@ class Refined:
     Attributes:
         options: what was asked.
         greedy: the steps at full resolution as they were on this grid.
+        similarity: what they followed; None where there was no choice.
         field: (3, X, Y, Z) voxels, the best one; the network's own if ``dropped``.
         network_energy: of the network's field.
         approach: the coarse levels; None without any.
@@ -208,6 +221,7 @@ class Refined:
 
     options: Refinement
     greedy: Greedy
+    similarity: Chosen | None
     field: Field
     network_energy: float
     approach: Approach | None
@@ -233,13 +247,20 @@ class Refined:
         if not tried:
             return STOPS[self.stopped] + folds
         enough = f"{100 * self.options.tolerance:g} %"
-        steps = f"none of {len(self.energies) - 1} steps{'' if folds or not coarse else ' and no coarser ones'}"
+        count, coarser = len(self.energies) - 1, "" if folds or not coarse else " and no coarser ones"
+        steps = f"none of {count} steps{coarser}" if count else "no step"
         energies = f"{self.network_energy:.6g} before, {min(tried):.6g} at best"
         return f"{steps} lowered the energy by more than {enough} ({energies}){folds}"
 
+    @property
+    def energy(self) -> float:
+        """Of ``field``."""
+        return self.energies[self.kept] if self.better else self.network_energy
+
     def warnings(self) -> list[str]:
         """What a user should know, one line each."""
-        return [f"refinement dropped, the network's field is kept: {self.dropped}"] if self.dropped else []
+        dropped = [f"refinement dropped, the network's field is kept: {self.dropped}"] if self.dropped else []
+        return [*(self.similarity.warnings() if self.similarity else []), *dropped]
 
     def record(self) -> dict[str, Any]:
         """For the sidecar."""
@@ -247,13 +268,14 @@ class Refined:
         return {
             "optimiser": {"name": "greedy", **asdict(self.greedy)},
             "options": {name: value for name, value in asked.items() if name not in ("optimiser", "threads")},
+            "similarity": self.similarity.record() if self.similarity else None,
             "coarse": {**asdict(self.approach), "steps": list(self.approach.steps)} if self.approach else None,
             "steps_taken": len(self.energies) - 1,
             "steps_kept": self.kept,
             "stopped": STOPS[self.stopped],
             "dropped": self.dropped,
             "energy_before": self.network_energy,
-            "energy_after": self.energies[self.kept] if self.better else self.network_energy,
+            "energy_after": self.energy,
             "energies": self.energies,
             "folding_percent_before": self.folding_percent[0],
             "folding_percent_after": self.folding_percent[1],
@@ -292,9 +314,12 @@ def _within(at: npt.NDArray[Any], size: int) -> npt.NDArray[np.bool_]:
 def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], options: Refinement) -> Refined:
     """Go down from the network's field and keep what has the lowest energy, or that field if nothing has.
 
-    The coarse levels come first. Where they raise the energy at full resolution, or fold too much, they are left out.
-    Then the energy of every step is known: its local NCC is the one whose gradient is stepped along (one more is
-    computed after the last step), so only the diffusion and the folds are passes of their own.
+    The coarse levels come first, along the descriptors of ``mind`` where the contrasts differ (``similarity``). At full
+    resolution the local NCC is followed, unless ``mind`` is there, too. With ``mind`` the moving image is then taken in
+    the contrast of the fixed one, so all energies are local NCC of one contrast. Where the coarse levels raise the
+    energy, or fold too much, they are left out. Then the energy of every step is known: its local NCC is the one whose
+    gradient is stepped along (one more is computed after the last step), so only the diffusion and the folds are passes
+    of their own.
 
     Args:
         field: (3, X, Y, Z) voxels of the network's grid, finite.
@@ -305,31 +330,30 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
     """
     from ofg_deploy.kernels import compiled
     from ofg_deploy.kernels.regularity import diffusion, folding_percent
-    from ofg_deploy.kernels.unfold import unfold
 
     start, buffers = time.perf_counter(), Buffers()
+    field, moving, fixed = checked_arrays(field, moving, fixed)
+    if not np.isfinite(field.sum()):
+        raise InputError("the field to be refined is not finite: it holds NaN or infinite values")
     greedy = options.steps_on(moving.shape)
 
     def energy() -> float:
         return descent.loss() + options.smoothness * diffusion(descent.field)
 
-    def folds(there: Field) -> float:
-        """Share of a field's folds, once they are taken out of it, in place, where they are more than allowed."""
-        share = folding_percent(there)
-        if share <= allowed:
-            return share
-        unfold(there, buffers)
-        return folding_percent(there)
-
     with compiled.threads(min(options.threads, compiled.most_threads())) as threads:
         before = folding_percent(field)
         allowed = max(before, options.folding_percent)
+        chosen = choose(options.similarity, field, moving, fixed) if greedy.blind else None
+        coarse = options.coarse(moving.shape, chosen.taken if chosen else "ncc")
+        near, followed = _approached(coarse, field, moving, fixed, threads, buffers) if coarse else (field, False)
+        greedy = replace(greedy, steps=0) if followed else greedy
+        if chosen:
+            moving = chosen.comparable(moving, fixed, near)
         descent = Descent(greedy, field, moving, fixed, buffers)
         network_energy = energy()
         approach = None
-        if coarse := options.coarse(moving.shape):
-            near = coarse.approach(field, moving, fixed, threads, buffers)
-            folded = folds(near)
+        if coarse:
+            folded = _unfolded(near, allowed, buffers)
             descent.restart(near)
             reached = energy()
             approach = Approach(coarse.coarse_steps, reached, folded, reached < network_energy and folded <= allowed)
@@ -344,7 +368,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
             if not descent.step():
                 stopped = "flat"
                 break
-            share = folds(descent.field)
+            share = _unfolded(descent.field, allowed, buffers)
             if share > allowed:
                 stopped = "folding"
                 break
@@ -361,6 +385,7 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
     return Refined(
         options,
         greedy,
+        chosen,
         best,
         network_energy,
         approach,
@@ -373,6 +398,33 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         threads,
         seconds,
     )
+
+
+def _approached(
+    coarse: Multilevel,
+    field: Field,
+    moving: npt.NDArray[Any],
+    fixed: npt.NDArray[Any],
+    threads: int,
+    buffers: Buffers,
+) -> tuple[Field, bool]:
+    """After the coarse levels; and whether ``mind`` was followed at full resolution, too, as on small grids."""
+    near = coarse.approach(field, moving, fixed, threads, buffers)
+    if coarse.greedy.measure == "ncc" or not coarse.greedy.steps:
+        return near, False
+    return coarse.greedy.refine(near, moving, fixed, threads, buffers.part("mind")), True
+
+
+def _unfolded(field: Field, allowed: float, buffers: Buffers) -> float:
+    """Share of a field's folds, once they are taken out of it, in place, where they are more than allowed."""
+    from ofg_deploy.kernels.regularity import folding_percent
+    from ofg_deploy.kernels.unfold import unfold
+
+    share = folding_percent(field)
+    if share <= allowed:
+        return share
+    unfold(field, buffers)
+    return folding_percent(field)
 
 
 def _fell(energies: list[float], tolerance: float, steps: int) -> bool:

@@ -240,9 +240,11 @@ class Result:
             except GeometryError as error:
                 why_not = f"no landmark error: {error}"
         remarks = [why_not] if why_not else []
-        # Without a network and without steps nothing was to follow the initial alignment.
-        if (self.refined or not isinstance(self.served.contract, NoNetwork)) and (line := adds_nothing(numbers)):
-            remarks.append(line)
+        if self.refined or not isinstance(self.served.contract, NoNetwork):  # otherwise nothing was to follow the start
+            refined = self.refined
+            energies = (refined.network_energy, refined.energy) if refined else None
+            across = bool(refined and refined.similarity and refined.similarity.differs)
+            remarks += [line] if (line := adds_nothing(numbers, energies, across)) else []
         return numbers, tuple(remarks)
 
 

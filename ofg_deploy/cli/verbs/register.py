@@ -101,6 +101,9 @@ def _table(result: Saved) -> Table:
         energies = f"energy {record['energy_before']:.4g} -> {record['energy_after']:.4g}"
         steps = f"{record['steps_kept']} of {record['steps_taken']} steps"
         table.add_row("refinement", f"{steps} kept, {energies} ({record['stopped']})")
+        if chosen := record["similarity"]:
+            opposite = f"{chosen['opposite_percent']:.3g} % of the local relations run against the others"
+            table.add_row("similarity", f"{chosen['taken']} (asked: {chosen['asked']}; {opposite})")
     table.add_row("seconds", " + ".join(f"{s:.2f} {stage}" for stage, s in result.sidecar["seconds"].items()))
     return table
 
