@@ -169,6 +169,8 @@ def test_the_order_of_the_moving_voxels_does_not_matter(
     index += np.tensordot(moving.vox_from_world[:3, :3], displacement - to_centre[:3, 3:, None, None], axes=1)
     compared = off_the_faces(index, moving.shape)
     np.testing.assert_allclose(one[compared], two[compared], atol=1e-3)  # the displacement is in float32
+    outside = compared & ~in_view(index, moving.shape)
+    assert not one[outside].any(), "nothing was said of what lies outside, so it is 0"
 
 
 @always_the_same
