@@ -39,9 +39,13 @@ SHORT = {
 }
 
 
+def blocks(language: str) -> list[str]:
+    every = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in every if name == language]
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [line.split("  #")[0].strip() for block in blocks("") for line in block.splitlines() if line.strip()]
 
 
 def test_ofg_commands(
@@ -79,6 +83,9 @@ def test_ofg_commands(
     assert (tmp_path / "out/moving_to_fixed_warped_labels.nii.gz").exists()
     assert (tmp_path / "batch/s1_to_fixed_Warp.nii.gz").exists()
     assert (tmp_path / "listed/first/moving_to_fixed_warped_labels.nii.gz").exists()
+    [python] = blocks("python")
+    exec(python, {})
+    assert (tmp_path / "results/moving_to_fixed_Warp.nii.gz").exists()
 
 
 def test_other_commands_name_what_exists() -> None:
@@ -100,7 +107,15 @@ def test_other_commands_name_what_exists() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/architecture.md", "docs/conventions.md", "docs/batch.md", "docs/quality.md", "CHANGELOG.md"],
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/conventions.md",
+        "docs/batch.md",
+        "docs/quality.md",
+        "docs/python.md",
+        "CHANGELOG.md",
+    ],
 )
 def test_links_and_pictures_exist(name: str) -> None:
     page = ROOT / name
