@@ -1,29 +1,25 @@
-"""ITK's composites (.h5) are read in a process of their own: damaged ones bring HDF5's reader down, or to no end.
+"""ITK's composites (.h5) are read in a process of their own: damaged ones crash HDF5's reader, or never end.
 
-Run with arguments FILE MEGABYTES this module is that process: what the file holds goes to its standard output as
-an .npz, and what is wrong with it to its standard error, as JSON, with an exit code of ``ERRORS``.
+That process is ``composite_reader``, with arguments FILE MEGABYTES: what the file holds comes from its standard output
+as an .npz, and what is wrong with it from its standard error, as JSON, with an exit code of ``ERRORS``.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import resource
 import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ofg_deploy.child import command
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.geometry import Grid
-from ofg_deploy.transform.maps import FieldMap, LinearMap, WorldMap, field_map
+from ofg_deploy.transform.maps import LinearMap, WorldMap, field_map
 from ofg_deploy.transform.spline import SplineMap
 
+READER = "ofg_deploy.transform.composite_reader"
 LONGEST_S = 60.0  # and a second for each megabyte
 # By exit code of that process; 1 and 2 are the interpreter's own.
 ERRORS: dict[int, type[InputError]] = {4: GeometryError, 3: InputError}
@@ -39,17 +35,17 @@ def read_aside(path: Path) -> list[WorldMap]:
     size = 1 + path.stat().st_size // 2**20
     try:
         done = subprocess.run(
-            command(__name__, str(path), str(MEGABYTES + 64 * size)),
+            command(READER, str(path), str(MEGABYTES + 64 * size)),
             capture_output=True,
             check=False,
             timeout=LONGEST_S + size,
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{path} cannot be read as an ITK transform: its reader came to no end") from error
+        raise InputError(f"{path} cannot be read as an ITK transform: the reader timed out") from error
     if done.returncode in ERRORS:
         raise ERRORS[done.returncode](json.loads(done.stderr.splitlines()[-1]))
     if done.returncode:
-        raise InputError(f"{path} cannot be read as an ITK transform: it brought its reader down")
+        raise InputError(f"{path} cannot be read as an ITK transform: the reader crashed")
     if b"more than one transform in the file" in done.stderr:  # SimpleITK's warning
         raise InputError(
             f"{path} lists several transforms without a CompositeTransform, of which SimpleITK gives the first only: "
@@ -67,33 +63,3 @@ def read_aside(path: Path) -> list[WorldMap]:
             else:
                 maps.append(LinearMap(matrix))
     return maps
-
-
-def _hand_over(path: Path, megabytes: int) -> None:
-    from ofg_deploy.transform.itk import read_composite
-
-    with suppress(ValueError):  # macOS takes no such limit: a process there maps more from its start
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # whatever the libraries print is none of it
-        try:
-            maps = read_composite(path)
-        except InputError as error:
-            print(json.dumps(str(error)), file=sys.stderr)
-            sys.exit(next(code for code, kind in ERRORS.items() if isinstance(error, kind)))
-        parts: dict[str, Any] = {}
-        for number, each in enumerate(maps):
-            if isinstance(each, FieldMap):
-                parts[f"{number}field"], parts[f"{number}matrix"] = each.field, each.domain.world_from_vox
-                if each.unknown is not None:
-                    parts[f"{number}unknown"] = each.unknown
-            elif isinstance(each, SplineMap):
-                parts[f"{number}spline"], parts[f"{number}order"] = each.coefficients, each.order
-                parts[f"{number}matrix"] = each.control.world_from_vox
-            elif isinstance(each, LinearMap):
-                parts[f"{number}matrix"] = each.moving_from_fixed
-        np.savez(out, **parts)
-
-
-if __name__ == "__main__":
-    _hand_over(Path(sys.argv[1]), int(sys.argv[2]))
