@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,9 +25,10 @@ import ofg_deploy as ofg
 from ofg_deploy import api
 from ofg_deploy.geometry import Grid
 
+HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared/data/hippocampus"
 NAMES = [
-    *("DeviceError", "Failure", "GeometryError", "Image", "InputError", "Model", "OfgError", "ParityError"),
-    *("Registration", "UsageError", "__version__", "apply", "load", "register"),
+    *("DeviceError", "Exported", "Failure", "GeometryError", "Image", "InputError", "Model", "OfgError", "ParityError"),
+    *("Registration", "Run", "UsageError", "__version__", "apply", "export_model", "load", "register", "train_network"),
 ]
 SIGNATURES = {
     "load": "(model='auto', *, device='auto', runtime='auto', threads=0)",
@@ -337,23 +339,47 @@ def test_a_nibabel_image_is_judged_by_its_header_as_a_file_is(files) -> None:
     assert ofg.register(single, files[1], model="none", quality="fast").warped.shape == data.shape
 
 
-def test_a_run_folder_and_a_checkpoint_are_models_too(tmp_path, run_cli) -> None:
-    pytest.importorskip("torch")
-    from training_runs import find_tiny_pairs, make_subjects, run_training, tiny_config
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """Where the examples of ``train_network`` and ``export_model`` ran, on real hippocampi if they are at hand."""
+    pytest.importorskip("torch", reason="networks are trained with torch (pip install ofg-deploy[train])")
+    folder = tmp_path_factory.mktemp("pipeline")
+    if HIPPOCAMPUS.is_dir():
+        held = json.loads((HIPPOCAMPUS / "splits.json").read_text())["validation"][:4]
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir()
+            for name in held:
+                shutil.copy(HIPPOCAMPUS / kind / f"{name}.nii.gz", folder / kind)
+    else:
+        from training_runs import make_subjects
 
-    images, _ = make_subjects(tmp_path, 4)
-    run, _ = run_training(tmp_path / "run", find_tiny_pairs(images, None), tiny_config(epochs=1, lr=5e-3), tmp_path)
-    assert run_cli(["export", run.folder, "-o", tmp_path / "model.onnx"])[0] == 0
-    exported = ofg.load(tmp_path / "model.onnx").register(images / "s0.nii.gz", images / "s1.nii.gz")
-    for source in (run.folder, run.best):
+        make_subjects(folder, 4)
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        for function in (ofg.train_network, ofg.export_model):
+            [example] = doctest.DocTestFinder(recurse=False).find(function, function.__name__)
+            assert doctest.DocTestRunner().run(example).failed == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+def test_train_export_load_and_register(pipeline, tmp_path) -> None:
+    """The whole way: a run, its checkpoint and its export are models that give the same field."""
+    fixed, moving = sorted((pipeline / "images").iterdir())[:2]
+    labels = sorted((pipeline / "labels").iterdir())
+    exported = ofg.load(pipeline / "model.onnx")
+    found = exported.register(fixed, moving, refine=20, moving_labels=labels[1], fixed_labels=labels[0])
+    assert found.measures["dice_after"] > found.measures["dice_before"]
+    assert found.save(tmp_path / "out", format="ants")["ants"].exists()
+    network = exported.register(fixed, moving).displacement_mm
+    for source in (pipeline / "run", pipeline / "run/best.pt"):
         model = ofg.load(source)
         assert model.runtime.startswith("torch")
-        found = model.register(images / "s0.nii.gz", images / "s1.nii.gz")
-        np.testing.assert_allclose(found.displacement_mm, exported.displacement_mm, atol=1e-4)
-        assert np.abs(found.displacement_mm).max() > 1e-3
-    run = run.folder
+        np.testing.assert_allclose(model.register(fixed, moving).displacement_mm, network, atol=1e-3)
     with pytest.raises(ofg.UsageError, match="openvino"):
-        ofg.load(run, runtime="openvino")
+        ofg.load(pipeline / "run", runtime="openvino")
 
 
 def test_loading_what_is_no_model(tmp_path) -> None:

@@ -17,6 +17,7 @@ from ofg_deploy.memory import free_ram
 from ofg_deploy.model_file import Contract
 from ofg_deploy.nifti import Volume
 from ofg_deploy.preprocess import Init, Intensity, NetworkInput
+from ofg_deploy.serve.refinement import ACROSS_BELOW
 
 NONE = "none"
 
@@ -31,6 +32,7 @@ COARSER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # of all axes alike, where memor
 
 # Measured as the peak memory of whole registrations; tests/test_no_network.py holds them to it.
 BYTES_PER_GRID_VOXEL = 130  # the pair, its fields, and the working memory of the steps
+BYTES_OF_DESCRIPTORS = 32  # and these, on grids so short that they are compared at full resolution, too
 BYTES_PER_IMAGE_VOXEL = 50  # of the fixed image: intensities, displacement, warped image, what is measured of them
 BYTES_PER_MOVING_VOXEL = 10
 SHARE = 0.8  # of the free memory
@@ -141,7 +143,8 @@ def plan_grid(fixed: Grid, moving: Grid, memory_bytes: int) -> Planned:
         spacing = np.minimum(wanted * factor, extent / FEWEST)
         x, y, z = (max(FEWEST, int(np.ceil(n - 1e-3))) for n in extent / spacing)
         a, b, c = map(float, spacing)
-        planned.append(Planned((x, y, z), (a, b, c), factor, images + BYTES_PER_GRID_VOXEL * x * y * z))
+        each = BYTES_PER_GRID_VOXEL + (BYTES_OF_DESCRIPTORS if min(x, y, z) < ACROSS_BELOW else 0)
+        planned.append(Planned((x, y, z), (a, b, c), factor, images + each * x * y * z))
         if planned[-1].need_bytes <= memory_bytes:
             break
     return planned[-1]

@@ -81,9 +81,10 @@ def train_network(
         Interrupted: Ctrl-C.
 
     Example:
-        >>> run = train_network("images", "run", labels="labels", epochs=100)  # doctest: +SKIP
-        >>> run.metrics[-1]["val_dice"]  # doctest: +SKIP
-        0.78
+        >>> import ofg_deploy as ofg
+        >>> run = ofg.train_network("images", "run", labels="labels", epochs=1, steps_per_epoch=2, ncc_window=5)
+        >>> run.best.name, len(run.metrics)
+        ('best.pt', 1)
     """
     need("torch", "lightning_fabric", "tensorboard", "matplotlib", "filelock")
     explicit = named(options, TRAINING)
