@@ -252,9 +252,9 @@ def test_an_engine_that_does_not_fit_is_refused(
         assert "cudaMalloc" not in cuda.calls
     fake()
     path.write_bytes(b"plan!")
-    with pytest.raises(DeviceError, match=r"changed or damaged.*--rebuild"):
+    with pytest.raises(DeviceError, match=r"changed or damaged.*rebuild=True"):
         TensorRTEngine(path, "auto")
-    with pytest.raises(DeviceError, match="--device cpu"):
+    with pytest.raises(DeviceError, match="device=cpu"):
         TensorRTEngine(path, "cpu")
 
 

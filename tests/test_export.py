@@ -294,7 +294,7 @@ def test_bad_requests(
 
 
 def test_a_model_is_kept_without_overwrite(runs: dict[str, Run], models: dict[str, Exported]) -> None:
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="overwrite=True"):
         export(runs["ofg"], models["ofg"].model)
 
 

@@ -131,7 +131,7 @@ def test_dimensions_the_file_cannot_hold_are_refused_before_anything_is_allocate
 def test_max_voxels_is_the_last_size_allowed(tmp_path):
     path, _ = plain(tmp_path)
     assert load_image(path, 24000).data.shape == (40, 30, 20)
-    with pytest.raises(InputError, match="40x30x20 voxels, more than --max-voxels 23999"):
+    with pytest.raises(InputError, match="40x30x20 voxels, more than max_voxels 23999"):
         load_image(path, 23999)
     with pytest.raises(InputError, match="max-voxels"):
         load_labels(path, 23999)

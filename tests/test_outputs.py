@@ -91,7 +91,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
 def test_existing_files_need_overwrite(tmp_path):
     (tmp_path / "b").write_text("old")
     paths = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(InputError, match=r"b exists already.*--overwrite"), staged(paths, overwrite=False):
+    with pytest.raises(InputError, match=r"b exists already.*overwrite=True"), staged(paths, overwrite=False):
         pytest.fail("the body must not run")
     assert tree(tmp_path) == {"b": b"old"}
     check_writable(paths, overwrite=True)

@@ -46,7 +46,7 @@ def launch(device: str, precision: str) -> Fabric:
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError("`precision=bf16`: this GPU has no bfloat16 arithmetic; use fp16 or fp32")
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy  # type: ignore[attr-defined]  # exported in all but name
 
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # The first process may prepare a large data set while the others wait. Buffers are constants of the grid, the same

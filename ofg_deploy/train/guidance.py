@@ -78,7 +78,7 @@ class PublishedAdam:
             config.guidance_smoothness,
             REGULARISERS[config.regulariser],
             config.ncc_window,
-            self.backend,  # type: ignore[arg-type]
+            self.backend,
             buffers,
         )
 

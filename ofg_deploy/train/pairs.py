@@ -271,8 +271,8 @@ def _pairs_of_list(source: Path, most: int | None, seed: int) -> PairList:
     if not training:
         raise InputError(f"{source} leaves no pair to train on")
     if most is not None and most < len(training):
-        kept = sorted(random.Random(seed).sample(range(len(training)), most))
-        training = tuple(training[n] for n in kept)
+        drawn: list[int] = sorted(random.Random(seed).sample(range(len(training)), most))
+        training = tuple(training[n] for n in drawn)
     return PairList(training, validation)
 
 

@@ -97,7 +97,7 @@ def find_recipe(name: str | None) -> Recipe | None:
         return None
     if name not in RECIPES:
         raise UsageError(f"`recipe` {name!r} is unknown: use one of {', '.join(RECIPES)}, or paper when training")
-    return RECIPES[name]  # type: ignore[index]
+    return RECIPES[name]
 
 
 def resolve(given: Options, recipe: Recipe | None, plan: Plan | None, divisor: int) -> Options:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.model_file import read_network_input
 from ofg_deploy.options.training import TRAINING
 from ofg_deploy.options.value import checked
 from ofg_deploy.outputs import read_json
 from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.records import fitted
 from ofg_deploy.train.config import WEIGHTS, TrainConfig
 
 
@@ -55,19 +56,17 @@ def _of_file(record: Any, folder: Path) -> dict[str, Any]:
                 "JSON object of their own"
             )
         expects = record["expects"]
-        return _of_run(record, expects if expects is None else _network_input(expects))
+        if expects is not None:
+            expects = fitted({"expects": expects}, _Expects, "damaged").expects
+        return _of_run(record, expects)
     found = checked(record, TRAINING)
     TrainConfig(**{name: value for name, value in found.items() if name in WEIGHTS})
     return {name: folder / value if isinstance(value, Path) else value for name, value in found.items()}
 
 
-def _network_input(record: Any) -> NetworkInput:
-    try:
-        return read_network_input(record)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError | UsageError):
-            raise
-        raise InputError(f"its entry 'expects' is damaged ({error})") from error
+@dataclass(frozen=True)
+class _Expects:
+    expects: NetworkInput
 
 
 def _in_full(intensity: Intensity) -> str:
