@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, help="folder with picsl_greedy and convexAdam")
     parser.add_argument("--heads", type=int, nargs=2, default=[0, 1], help="which label maps; a --work for each two")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="what peers are compared on")
+    parser.add_argument("--contrasts", nargs="+", choices=CONTRASTS[1:], default=CONTRASTS[1:], help="of the heads")
     parser.add_argument("--split", choices=["validation", "test"], default="validation", help="of the hippocampi")
     parser.add_argument("--pairs", type=int, default=12, help="hippocampi at most")
     parser.add_argument("--runtime", nargs="+", default=["openvino", "onnxruntime"])
@@ -238,7 +239,7 @@ def peer_sets(options: argparse.Namespace) -> dict[str, list[Pair]]:
         elif name == "abdomen":
             made["abdomen, phantom"] = [abdomen(options.work / "abdomen")]
         elif name == "contrasts":
-            for contrast in CONTRASTS[1:]:
+            for contrast in options.contrasts:
                 folder = options.work / f"heads_{contrast}"
                 made[f"brains, rendered, T1 and {contrast}"] = [heads(folder, options.heads, contrast)]
         else:

@@ -24,7 +24,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ofg_deploy import nifti, nifti_file
+from ofg_deploy import nifti, nifti_file, nifti_space
 from ofg_deploy.errors import InputError
 
 SHAPE = (5, 7, 4)
@@ -110,7 +110,7 @@ def mutate(rng: np.random.Generator, content: bytes) -> bytes:
 class Coverage:
     """Which steps from line to line of the reader one call took."""
 
-    FILES = (nifti.__file__, nifti_file.__file__)
+    FILES = (nifti.__file__, nifti_file.__file__, nifti_space.__file__)
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, int, int]] = set()

@@ -100,7 +100,7 @@ def test_bad_pairs_are_listed_and_the_others_evaluated(listed, run_cli, write_ni
         "come in twos": {"fixed_labels": "fix_seg.nii.gz", "transform": "t_Warp.nii.gz"},
         "nothing to evaluate": {"transform": "identity", "fixed": "image.nii.gz"},
         "one for one": {**points, "moving_points": "one.csv"},
-        "--points-frame": {**points, "fixed_points": "away.csv"},
+        "is points_frame right?": {**points, "fixed_points": "away.csv"},
         "must be numbers": {**points, "moving_points": "text.csv"},
     }
     source = write_list(listed / "pairs.csv", [*bad.values(), {**GOOD, "name": "good"}])

@@ -200,7 +200,7 @@ def test_the_warped_image_of_the_graph(diffeomorphic: bool, tmp_path: Path, run_
     ours = checkpoint(tmp_path / "c.pt", grid=(18, 16, 21), gain=20, diffeomorphic=diffeomorphic)
     code, out, err = run_cli(["export", ours, "--with-warp", "-o", tmp_path / "m.onnx"])
     assert code == 0, err
-    assert "warped in the graph against our own sampler: at most" in out
+    assert "warped in the graph against ofg's own sampler: at most" in out
     contract = read_model(tmp_path / "m.onnx").contract
     assert (contract.sizes, contract.outputs) == ("fixed", ("field", "warped"))
     model = onnx.load(tmp_path / "m.onnx")

@@ -133,7 +133,7 @@ def test_max_voxels_is_the_last_size_allowed(tmp_path):
     assert load_image(path, 24000).data.shape == (40, 30, 20)
     with pytest.raises(InputError, match="40x30x20 voxels, more than max_voxels 23999"):
         load_image(path, 23999)
-    with pytest.raises(InputError, match="max-voxels"):
+    with pytest.raises(InputError, match="max_voxels"):
         load_labels(path, 23999)
 
 

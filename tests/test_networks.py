@@ -380,7 +380,9 @@ def test_a_diffeomorphic_checkpoint_is_exported_as_one(
 
 
 def test_config_of_another_version_is_refused() -> None:
-    config = TrainConfig(NetworkInput((16, 16, 16), (1.0, 1.0, 1.0), Intensity("minmax"), "none"), diffeomorphic=True)
+    config = TrainConfig(
+        NetworkInput((16, 16, 16), (1.0, 1.0, 1.0), Intensity("minmax"), "none"), diffeomorphic=True, lr=1e-4
+    )
     record = config.to_record()
     assert TrainConfig.from_record(record) == config
     older, newer = {k: v for k, v in record.items() if k != "diffeomorphic"}, {**record, "later": 1}

@@ -97,7 +97,8 @@ def test_thick_slices_make_cubes_of_the_same_volume_and_few_slices_are_divided()
 def test_a_grid_that_does_not_fit_is_made_coarser_over_the_same_field_of_view(shape: tuple[int, ...]) -> None:
     fixed = grid(shape, (0.7, 0.6, 0.8))
     whole = plan_grid(fixed, fixed, PLENTY)
-    images = whole.need_bytes - no_network.BYTES_PER_GRID_VOXEL * int(np.prod(whole.shape))
+    each = no_network.BYTES_PER_GRID_VOXEL + (no_network.BYTES_OF_DESCRIPTORS if min(whole.shape) < 64 else 0)
+    images = whole.need_bytes - each * int(np.prod(whole.shape))
     planned = plan_grid(fixed, fixed, images + (whole.need_bytes - images) // 5)
     assert planned.coarser == 2.0
     assert planned.need_bytes <= images + (whole.need_bytes - images) // 5
@@ -216,7 +217,12 @@ def test_one_way_to_say_how_many_steps(bent, tmp_path, run_cli) -> None:
 
 def test_memory_that_does_not_suffice(bent, tmp_path, run_cli, monkeypatch) -> None:
     arguments = ["register", *bent, "-m", "none", "--init", "none", "-o", tmp_path / "out", "--quality", "fast"]
-    need = 36 * 40 * 34 * (no_network.BYTES_PER_IMAGE_VOXEL + no_network.BYTES_PER_GRID_VOXEL / 4)
+    need = (
+        36
+        * 40
+        * 34
+        * (no_network.BYTES_PER_IMAGE_VOXEL + (no_network.BYTES_PER_GRID_VOXEL + no_network.BYTES_OF_DESCRIPTORS) / 4)
+    )
     monkeypatch.setattr(no_network, "free_ram", lambda: int(need / no_network.SHARE))
     code, _, err = run_cli(arguments)
     assert code == 0

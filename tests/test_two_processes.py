@@ -134,7 +134,10 @@ def test_a_folder_in_use_never_looks_dead(tmp_path, monkeypatch) -> None:
 
 def test_a_name_taken_meanwhile_undoes_all(tmp_path) -> None:
     paths = [tmp_path / name for name in "abc"]
-    with pytest.raises(InputError, match=r"b exists already.*overwrite=True"), staged(paths, overwrite=False) as partials:  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(InputError, match=r"b exists already.*overwrite=True"),
+        staged(paths, overwrite=False) as partials,
+    ):
         for path in partials:
             path.write_text("mine")
         paths[1].write_text("theirs")

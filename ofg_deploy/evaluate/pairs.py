@@ -99,7 +99,7 @@ def _of_sidecar(name: str, path: Path, labels: Path | None) -> Pair:
     try:
         record = Sidecar.read(path)
     except InputError as error:
-        return Pair(name, defect=str(error))
+        return Pair(name, defect=error.marked)
     files: dict[str, Any] = {}
     for role in (role for role in COLUMNS if role in record.inputs):
         if (given := record.inputs[role].path) is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ofg_deploy.errors import plain
 from ofg_deploy.evaluate.pair import Evaluation
 from ofg_deploy.evaluate.picture import draw_dice
 from ofg_deploy.locations import portable, portable_command
@@ -59,10 +60,14 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A pair that could not be evaluated, and why."""
+    """A pair that could not be evaluated, and why; parameters are marked (see ``errors``)."""
 
     pair: str
     error: str
+
+    def record(self) -> dict[str, str]:
+        """For the files."""
+        return {"pair": self.pair, "error": plain(self.error)}
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -90,7 +95,7 @@ def write(
     content: dict[str, Callable[[Path], object]] = {
         "results.csv": lambda path: path.write_bytes(_table(rows, ["pair", *MEASURES])),
         "labels.csv": lambda path: path.write_bytes(_table(labels, LABEL_COLUMNS)),
-        "failures.csv": lambda path: path.write_bytes(_table([asdict(f) for f in failures], ["pair", "error"])),
+        "failures.csv": lambda path: path.write_bytes(_table([f.record() for f in failures], ["pair", "error"])),
         "boxplot.png": lambda path: draw_dice(path, evaluations),
         "results.json": lambda path: path.write_text(to_json(record)),
     }
@@ -144,7 +149,7 @@ def _record(
             }
             for e in evaluations
         ],
-        "failures": [asdict(f) for f in failures],
+        "failures": [f.record() for f in failures],
     }
 
 

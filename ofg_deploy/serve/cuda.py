@@ -35,8 +35,7 @@ def present_gpu(index: int = 0) -> Gpu:
         properties = call(api, "cudaGetDeviceProperties", device)
     except DeviceError as error:
         raise DeviceError(
-            f"no usable GPU ({error}): use the .onnx model, or build for other machines with "
-            "`cpu_build=True` and a `target`"
+            f"no usable GPU ({error}): use the .onnx model, or build for other machines with `cpu_build=True` `target`"
         ) from error
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     return Gpu(name.rstrip("\0"), f"sm{properties.major}{properties.minor}")

@@ -74,7 +74,7 @@ class EngineRecord:
     tensors: tuple[Tensor, ...]
     layers: int
     build_s: float
-    parity: dict[str, float | None] | None
+    parity: dict[str, float | bool | None] | None
     compared_with: str
     contract: Contract
     version: str

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ofg_deploy.cli.terminal import both
+from ofg_deploy.cli.terminal import both, warn
 from ofg_deploy.errors import BatchError, InputError, OfgError
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
@@ -55,12 +55,11 @@ def run(
             try:
                 done.append(evaluate(pair, names, space, max_voxels))
             except OfgError as error:
-                failures.append(Failure(pair.name, " ".join(str(error).split())))
+                failures.append(Failure(pair.name, " ".join(error.marked.split())))
             progress.advance(task)
     written = write(out, source, done, failures, space, overwrite, command)
     answer(read_json(written[-1]))
-    for line in (line for evaluation in done for line in evaluation.warnings):
-        stderr.print(f"ofg: warning: {line}", soft_wrap=True)
+    warn(stderr, (line for evaluation in done for line in evaluation.warnings))
     _show(console, done, space)
     for path in written:
         console.print(str(path), soft_wrap=True)
