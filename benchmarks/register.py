@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, help="folder with picsl_greedy and convexAdam")
     parser.add_argument("--heads", type=int, nargs=2, default=[0, 1], help="which label maps; a --work for each two")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="what peers are compared on")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="WORDS", help="leave out tools whose names hold these"
+    )
     parser.add_argument("--contrasts", nargs="+", choices=CONTRASTS[1:], default=CONTRASTS[1:], help="of the heads")
     parser.add_argument("--split", choices=["validation", "test"], default="validation", help="of the hippocampi")
     parser.add_argument("--pairs", type=int, default=12, help="hippocampi at most")
@@ -219,6 +222,7 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
     """Every tool on every pair of the sets that are asked for: means over the pairs of a set."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, pairs in peer_sets(options).items():
+        ours(options, pairs[0], "fast")  # compiles, and fills the disk's cache
         for number, pair in enumerate(pairs):
             for tool, call in peer_tools(options, pair).items():
                 row = peer(call, pair)
@@ -259,7 +263,7 @@ def peer_tools(options: argparse.Namespace, pair: Pair) -> dict[str, Callable[[]
     if options.tools:
         tools["Greedy NCC 2x2x2, 100x50x20"] = script("greedy", GREEDY)
         tools["ConvexAdam (MIND)"] = script("convexadam", CONVEX_ADAM)
-    return tools
+    return {name: call for name, call in tools.items() if not any(words in name for words in options.without)}
 
 
 def peer(tool: Callable[[], Path | None], pair: Pair) -> dict[str, float]:
