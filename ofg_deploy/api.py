@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import UsageError, check_choice
 from ofg_deploy.image import AnyImage, in_memory, is_file
 from ofg_deploy.nifti import load_space
 from ofg_deploy.options.words import Device, Form, Interpolation, Runtime
@@ -43,6 +43,8 @@ def load(model: str | Path = "auto", *, device: Device = "auto", runtime: Runtim
         >>> ofg.load("none").network
         'none'
     """
+    check_choice("device", device, get_args(Device))
+    check_choice("runtime", runtime, get_args(Runtime))
     path = Path(model)
     if path.is_dir() or path.suffix.lower() in CHECKPOINTS:
         if runtime != "auto":
@@ -141,6 +143,7 @@ def apply(
         raise UsageError(
             f"format {format!r} is of both images' voxels: give one transform, and image and reference as files"
         )
+    check_choice("format", format, get_args(Form))
     source = source_of(image, "image", interpolation, fill)
     if is_file(reference):
         called = Path(reference)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`\n]*))?`")  # `name` or `name=value`
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)|(?<=\w)\(0x[0-9a-fA-F]+\)")  # <... at 0x7f1c>, ITK's Name(0x5581)
@@ -107,3 +108,9 @@ def check_count(option: str, value: int, least: int = 1, zero: str | None = None
     """Raises UsageError unless ``value`` is ``least`` or more, or 0 where that has a meaning of its own (``zero``)."""
     if value < least and (value != 0 or zero is None):
         raise UsageError(f"{option} {value}: give {least} or more{f', or 0 for {zero}' if zero else ''}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises UsageError unless ``value`` is one of ``choices``; another one would be taken for something in silence."""
+    if value not in choices:
+        raise UsageError(f"`{name}` {value!r} is unknown: use {', '.join(choices)}")

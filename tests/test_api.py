@@ -288,6 +288,14 @@ def test_a_given_matrix_is_the_start(files, some_affine) -> None:
         ({"init": "sideways"}, ofg.UsageError, "sideways"),
         ({"quality": "default", "refine": 3}, ofg.UsageError, "refine and quality"),
         ({"quality": "extreme"}, ofg.UsageError, "extreme"),
+        ({"similarity": "nonsense"}, ofg.UsageError, "nonsense"),
+        (
+            {"also": ofg.Image(np.eye(4)[..., None] + np.ones(3), np.eye(4)), "interpolation": "cubic"},
+            ofg.UsageError,
+            "cubic",
+        ),
+        ({"label_interpolation": "linear"}, ofg.UsageError, "linear"),
+        ({"points_frame": "asr"}, ofg.UsageError, "asr"),
         ({"fixed_labels": ofg.Image(np.ones((3, 3, 3)), np.eye(4))}, ofg.GeometryError, "another grid"),
         ({"refine": -1}, ofg.UsageError, "-1"),
         ({"fixed_mask": 7}, ofg.InputError, "int"),
@@ -298,6 +306,24 @@ def test_arguments_that_cannot_be_used(files, options, error, words) -> None:
         ofg.register(*files[:2], model="none", **options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_choices_that_do_not_exist(files, tmp_path) -> None:
+    """Taken for another one they would be a wrong result in silence."""
+    found = ofg.register(*files[:2], model="none", init="none", refine=0)
+    transform = found.save(tmp_path)["transform"]
+    for call in (
+        lambda: found.warp(files[1], interpolation="cubic"),
+        lambda: found.save(tmp_path / "other", format="cubic"),
+        lambda: ofg.apply(files[1], transform, files[0], format="cubic"),
+        lambda: ofg.apply(files[1], transform, files[0], interpolation="cubic"),
+        lambda: ofg.load("none", runtime="cubic"),
+        lambda: ofg.load("none", device="cubic"),
+        lambda: found.points([[0, 0, 0]], direction="cubic"),
+    ):
+        with pytest.raises(ofg.UsageError, match=r"'cubic'.*use "):
+            call()
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import UsageError, check_choice
 from ofg_deploy.locations import as_paths
 from ofg_deploy.options.words import Dialect
 from ofg_deploy.outputs import unfinished
@@ -65,6 +65,7 @@ class Job(Options):
             object.__setattr__(self, "init", parse_init(self.init))
         if self.fixed_labels and not self.moving_labels:
             raise UsageError("`fixed_labels` is compared with the warped `moving_labels`: give both")
+        check_choice("format", self.field_format, get_args(Dialect))
         if self.field_format == "l2r":
             learn2reg.field_name(self.fixed, self.moving)
         super().__post_init__()

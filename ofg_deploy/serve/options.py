@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import UsageError, check_choice
 from ofg_deploy.geometry import Matrix, Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.options.words import Interpolation, PointsFrame, Quality, StepSimilarity
@@ -65,6 +66,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.fill is not None and not np.isfinite(self.fill):
             raise UsageError(f"`fill` {self.fill}: a finite number is needed, or auto")
+        if self.points_frame is not None:
+            check_choice("points_frame", self.points_frame, get_args(PointsFrame))
         if self.label_interpolation not in OF_LABELS:
             raise UsageError(f"`label_interpolation` {self.label_interpolation}: use {' or '.join(OF_LABELS)}")
 

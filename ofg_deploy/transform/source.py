@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.background import OF_LABELS as ZERO
 from ofg_deploy.background import Background
-from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.errors import InputError, UsageError, check_choice
 from ofg_deploy.geometry import Grid, Matrix, transform_points
 from ofg_deploy.image import AnyImage, in_memory
 from ofg_deploy.label_map import label_map_by, meant_as_labels
@@ -141,6 +141,8 @@ def _source(
     first_of_series: bool = False,
 ) -> Source:
     """How an image is seen on another grid; ``labels`` gives it as a label map, if it is to be one."""
+    if interpolation is not None:
+        check_choice("interpolation", interpolation, get_args(Interpolation))
     path = volume.path
     by = "" if interpolation else label_map_by(path, intent, volume.data)
     chosen: Interpolation = interpolation or ("nearest" if by else "linear")
