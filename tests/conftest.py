@@ -67,6 +67,20 @@ def exporter_with_its_table() -> None:
         keep_the_exporters_table()
 
 
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers with each kind of layer, but fewer of them: tracing one takes a third of the time.
+
+    ViT-V-Net has 2 of its 12 layers, the small TransMorph 5 of its 10. ``test_export_sizes`` traces both networks
+    whole, ``test_golden`` runs them whole.
+    """
+    from ofg_deploy.train.networks import vit_v_net
+    from ofg_deploy.train.networks.transmorph import TransMorphSmall
+
+    monkeypatch.setattr(vit_v_net, "LAYERS", 2)
+    monkeypatch.setattr(TransMorphSmall, "depths", (2, 1, 1, 1))
+
+
 WORLD_AXES = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
 # Name -> axis codes and rotation in degrees. "left-handed" has a negative determinant and permuted axes besides.

@@ -143,6 +143,7 @@ def test_operations_of_one_convolution_in_closed_form() -> None:
     assert (found.elementwise, found.normalisation, found.uncounted) == (6 * values, 0, ())
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-half", "lku-net", "vit-v-net", "transmorph-small"])
 def test_operations_are_those_torch_counts(name: str) -> None:
     shape = (32, 48, 32) if name == "transmorph-small" else (32, 64, 32)  # as test_networks has traced them

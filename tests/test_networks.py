@@ -86,6 +86,7 @@ def sampled(field: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return warp(field, held)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "grid"),
     [
@@ -198,6 +199,7 @@ def test_a_constant_velocity_moves_everything_alike_up_to_the_border() -> None:
     assert torch.allclose(VelocityIntegration((21, 18, 25))(velocity), velocity, atol=1e-5)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-half", "lku-net", "transmorph-small", "vit-v-net"])
 def test_odd_grids_are_padded_with_zeros_at_the_upper_ends(name: str) -> None:
     small = awake(name, GRID)
@@ -219,6 +221,7 @@ def test_odd_grids_are_padded_with_zeros_at_the_upper_ends(name: str) -> None:
         small(moving, fixed)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-half", "lku-net", "transmorph-small", "vit-v-net"])
 def test_recomputing_activations_changes_no_gradient(name: str) -> None:
     grid = (32, 34, 16)

@@ -70,6 +70,7 @@ def make_model(
     return network
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "grid", "form"),
     [

@@ -69,6 +69,7 @@ def types_of(model: Any) -> dict[str, int]:
     return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "grid", "diffeomorphic"), NETWORKS)
 def test_every_network_in_low_precision(
     name: str, grid: tuple[int, int, int], diffeomorphic: bool, tmp_path: Path

@@ -139,6 +139,7 @@ def test_one_plan_for_three_targets_is_the_pure_plan_with_its_record(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.engine", "model.engine.json", "model.onnx"]
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "grid", "diffeomorphic"),
     [
