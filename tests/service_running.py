@@ -106,7 +106,7 @@ def ended(address: str, id: str, seconds: float = 60) -> dict[str, Any]:
         found.update(requests.get(f"{address}/v1/registrations/{id}", timeout=30).json())
         return found["state"] in ENDED
 
-    wait_until(over, seconds)
+    wait_until(over, seconds, 0.1)
     return found
 
 
@@ -130,8 +130,8 @@ def unpacked(path: Path) -> bytes:
     return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, pause_s: float = 0.02) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it takes too long"
-        time.sleep(0.02)
+        time.sleep(pause_s)

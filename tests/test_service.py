@@ -42,8 +42,10 @@ def parts(named: dict[str, Path]) -> list[Any]:
 
 
 CASES = {
-    "model": ({"refine": 2, "format": "fsl", "inverse": True, "fill": -3}, "--refine 2 --format fsl --inverse --fill -3"),
-    "none": ({"quality": "fast", "init": "centre", "similarity": "mind"}, "--quality fast --init centre --similarity mind"),
+    "model": ({"refine": 2, "format": "fsl", "inverse": True, "fill": -3},
+              "--refine 2 --format fsl --inverse --fill -3"),
+    "none": ({"quality": "fast", "init": "centre", "similarity": "mind"},
+             "--quality fast --init centre --similarity mind"),
     "auto": ({"refine": 0, "init": "rigid", "format": "ants", "label_interpolation": "genericlabel"},
              "--refine 0 --init rigid --format ants --label-interpolation genericlabel"),
 }  # fmt: skip
@@ -213,7 +215,7 @@ def test_nothing_of_the_client_is_kept_told_or_logged(tmp_path, pair, caplog, ca
         nib.save(again, path)
         assert secret.encode() in unpacked(path)
     caplog.set_level(logging.DEBUG)
-    with serving(tmp_path / "data") as (address, service):
+    with serving(tmp_path / "data") as (address, _):
         named = [(name, (f"../../{secret}.nii.gz", path.read_bytes())) for name, path in
                  zip(("fixed", "moving"), pair, strict=True)]  # fmt: skip
         options = (

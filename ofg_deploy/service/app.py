@@ -77,7 +77,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     refusals = PROBLEMS(400, 408, 413, 415, 422, 429, 503)
 
-    @app.post("/v1/registrations", status_code=202, openapi_extra=form(), responses=refusals)
+    @app.post("/v1/registrations", status_code=202, openapi_extra=form(service.models), responses=refusals)
     async def register(request: Request, response: Response) -> resources.Registration:
         """Send a pair, of which the moving image is brought to the fixed one; answers at once with a job."""
         job = await _accept(request, service)
