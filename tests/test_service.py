@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nibabel as nib
 import numpy as np
@@ -267,10 +269,14 @@ def test_a_full_queue_says_when_to_come_back(tmp_path, pair) -> None:
         waiting = [send(address, *pair).json() for _ in range(2)]
         assert [job["progress"]["ahead"] for job in waiting] == [0, 1]
         # A body that is larger than what sockets hold: the client is still sending when it is refused.
-        answer = send(address, *pair, [("labels", ("l", bytes(20 * 2**20)))])
-        assert answer.status_code == 429
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+        form = {"Content-Type": "multipart/form-data; boundary=xx", "Connection": "close"}  # as proxies send it
+        connection.request("POST", "/v1/registrations", bytes(30 * 2**20), form)
+        answer = connection.getresponse()
+        assert answer.status == 429
         assert 1 <= int(answer.headers["retry-after"]) <= 600
-        assert answer.json()["detail"].startswith("2 registrations wait already: try again in ")
+        assert json.loads(answer.read())["detail"].startswith("2 registrations wait already: try again in ")
+        connection.close()
         assert requests.get(f"{address}/readyz", timeout=30).status_code == 429
         assert requests.get(f"{address}/healthz", timeout=30).status_code == 200
         running = requests.get(f"{address}/v1/registrations/{first['id']}", timeout=30).json()

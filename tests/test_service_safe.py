@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from service_running import send, serving, wait_until
+from service_running import ended, send, serving, wait_until
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.service import uploads
 from ofg_deploy.service.limits import Limits
 from ofg_deploy.service.security import HEADERS, Token, check_exposed
@@ -253,6 +253,17 @@ def test_a_full_disk_is_told(tmp_path, files, monkeypatch) -> None:
         assert answer.status_code == 503
         assert answer.json()["detail"] == "the service cannot use its files: No space left on device"
         assert list(service.folder.iterdir()) == []
+        monkeypatch.undo()
+
+        def nowhere(*_: object) -> None:
+            raise InputError(f"cannot write into {service.folder}/0/results: No space left") from OSError(
+                28, "No space"
+            )
+
+        monkeypatch.setattr("ofg_deploy.serve.found.save", nowhere)
+        job = ended(address, send(address, *files[:2], refine=0, init="header").json()["id"])
+        assert job["problem"]["status"] == 503
+        assert job["problem"]["detail"] == "cannot write into results: No space left"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.7", "::", "fe80::1%eth0", "10.1.2.3"])

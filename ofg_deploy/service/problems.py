@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from ofg_deploy.errors import DeviceError, FormatError, InputError, OfgError, Si
 
 MEDIA_TYPE = "application/problem+json"
 OUT_OF_MEMORY = "out of memory: use a smaller grid or a machine with more"
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the service's trouble, not its client's
 
 # The first that fits. What is not among them is an internal error.
 STATUS: tuple[tuple[type[OfgError], int], ...] = (
@@ -64,6 +67,8 @@ def problem_of(error: BaseException, folder: Path) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, OfgError):
+        if getattr(error.__cause__, "errno", None) in OF_THE_DISK:
+            return Problem(503, without_paths(str(error), folder))
         status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
         return Problem(status, without_paths(str(error), folder))
     if isinstance(error, MemoryError):
