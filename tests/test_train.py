@@ -99,7 +99,7 @@ def test_resumed_run_ends_in_identical_weights(
 def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     """``kill -9`` in the middle of an epoch, then ``--resume``, against the command left alone."""
     images, labels = subjects
-    options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4]
+    options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--max-pairs", 4]
     options += ["--epochs", 4, "--steps-per-epoch", 6, "--ncc-window", 5, "--cache", tmp_path / "cache", "--threads", 1]
 
     def command(*arguments: object) -> list[str]:
