@@ -6,6 +6,7 @@ line is cut or wrapped.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -76,6 +77,25 @@ def both() -> tuple[Console, Console]:
 def shows_progress(console: Console) -> bool:
     """Whether bars are drawn on it: it is a terminal, and they are wanted."""
     return console.is_terminal and not _talk.quiet
+
+
+class _Warnings(logging.Handler):
+    """Warnings of the library, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As ``logging.Handler``."""
+        print(f"ofg: warning: {spelled(record.getMessage())}", file=sys.stderr)
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """What the library warns of inside, by its logger, is shown as all warnings are."""
+    logger, handler = logging.getLogger("ofg_deploy"), _Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def warn(stderr: Console, lines: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from ofg_deploy.errors import BatchError, InputError, OfgError, UsageError
 from ofg_deploy.evaluate import compare
 from ofg_deploy.evaluate.pair import Evaluation, Names, evaluate
 from ofg_deploy.evaluate.pairs import find_pairs
-from ofg_deploy.evaluate.results import Failure, outputs, summary, write
+from ofg_deploy.evaluate.results import TITLES, Failure, outputs, summary, write
 from ofg_deploy.extras import need
 from ofg_deploy.options.words import PointsFrame
 from ofg_deploy.outputs import check_writable, read_csv, read_json
@@ -102,7 +102,7 @@ def run_comparison(
 
 
 def _evaluated(source: Path, how: How, stderr: Console) -> tuple[list[Evaluation], list[Failure]]:
-    pairs = find_pairs(source, how.labels, lambda line: warn(stderr, [line]))
+    pairs = find_pairs(source, how.labels)
     names = load_names(how.label_names) if how.label_names else None
     if any(pair.fixed_labels for pair in pairs):
         need("matplotlib")  # for the box plot
@@ -161,7 +161,7 @@ def _show(console: Console, done: list[Evaluation], frame: PointsFrame | None) -
     table = plain_table("measure", "mean", "sd", "pairs")
     for measure in shown:
         found = figures[measure]
-        table.add_row(measure, f"{found['mean']:.4g}", f"{found['sd']:.2g}", str(found["pairs"]))
+        table.add_row(TITLES[measure], f"{found['mean']:.4g}", f"{found['sd']:.2g}", str(found["pairs"]))
     console.print(table)
     if is_verbose():
         _show_pairs(console, done)
@@ -176,7 +176,7 @@ def _show(console: Console, done: list[Evaluation], frame: PointsFrame | None) -
 def _show_pairs(console: Console, done: list[Evaluation]) -> None:
     """A row for each pair, with as many figures as 80 columns hold."""
     wanted = [m for m in ("dice", "hd95_mm", "tre_mean_mm", "folding_percent") if any(m in e.numbers for e in done)]
-    table = plain_table(*wanted, "pair")
+    table = plain_table(*(TITLES[measure] for measure in wanted), "pair")
     table.columns[-1].justify = "left"
     table.columns[0].justify = "right"
     for evaluation in done:
@@ -188,11 +188,13 @@ def _show_pairs(console: Console, done: list[Evaluation]) -> None:
 def _show_comparison(console: Console, names: tuple[str, str], found: compare.Comparison) -> None:
     pairs = f"{len(found.both)} pair{'s' * (len(found.both) != 1)}"
     console.print(f"first: {names[0]}\nsecond: {names[1]}\n{pairs} in both", soft_wrap=True)
-    table: Table = plain_table("measure", "first", "second", "difference", "95 % interval", "better", "p")
+    table: Table = plain_table("measure", "first", "second", "diff", "95 % interval", "better", "p")
     for one in found.differences():
         span = "-" if one.low is None or one.high is None else f"{one.low:+.2g} {one.high:+.2g}"
         p = "-" if one.p is None else f"{one.p:.2g}"
         figures = (f"{one.first_mean:.4g}", f"{one.second_mean:.4g}", f"{one.difference:+.2g}", span)
-        table.add_row(one.measure, *figures, f"{one.second_better}/{one.pairs}", p)
+        table.add_row(TITLES[one.measure], *figures, f"{one.second_better}/{one.pairs}", p)
     console.print(table)
-    console.print("difference: second minus first; better: pairs in which the second is better", soft_wrap=True)
+    console.print(
+        "diff: mean of second minus first; better: pairs in which the second set is better; p: Wilcoxon", soft_wrap=True
+    )

@@ -93,6 +93,20 @@ class Terminal(Observer):
         console.print(f"next: ofg register FIXED MOVING -m {done} -o OUT", soft_wrap=True)
 
 
+def as_record(exported: Exported) -> dict[str, Any]:
+    """What was exported, JSON-ready."""
+    made, engine = exported.model, exported.engine
+    return {
+        "schema": 1,
+        "model": str(exported.path),
+        "record": str(made.record) if made else None,
+        "precision": made.contract.precision if made else None,
+        "parity": dict(exported.parity),
+        "engines": [str(path) for path in exported.engines],
+        "engine_built_now": engine.built_now if engine else None,
+    }
+
+
 def _print_form(console: Console, made: PublishedModel) -> None:
     console.print(f"sizes: {made.form.reason}", soft_wrap=True)
     if elsewhere := made.parity_elsewhere:
