@@ -24,7 +24,7 @@ def info(
     json: JsonOutput = False,
 ) -> None:
     """Describe a model, an engine, a checkpoint or a run: network, grid, images it is for, validation."""
-    from ofg_deploy import info as command
     from ofg_deploy.catalogue import source_path
+    from ofg_deploy.cli.verbs import info as on_terminal
 
-    command.show(source_path(file), json)
+    on_terminal.show(source_path(file), json)

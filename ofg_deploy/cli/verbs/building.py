@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import shows_progress, terminal
 from ofg_deploy.serve.engine_file import EngineRecord
 
 
 def bars_on(console: Console) -> Progress:
     """Lines of work under way, gone when it is done; none where nobody looks."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
 
 
 class BuildProgress:

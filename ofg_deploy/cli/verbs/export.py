@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ofg_deploy.cli.spelling import spelled
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import is_verbose, plain_table, terminal
 from ofg_deploy.cli.verbs.building import BuildProgress, bars_on
 from ofg_deploy.export.observer import Observer
 from ofg_deploy.serve.engine_file import record_path
@@ -36,6 +35,9 @@ ROWS = {
     "dice_difference": "Dice difference, max",
     "folding_difference_percent": "folding difference, max (%)",
 }
+
+# With --verbose also the others.
+FIRST = ("field_vox_max", "field_mm_mean", "field_mm_max", "dice_difference", "folding_difference_percent")
 
 
 class Terminal(Observer):
@@ -127,8 +129,11 @@ def _print_attempt(console: Console, attempt: Attempt) -> None:
 
 def _print_parity(console: Console, title: str, figures: Mapping[str, Any]) -> None:
     how = ", emulated" if figures["emulated"] else ""
-    table = Table(f"{title}{how}, {figures['pairs']} pairs", "difference")
+    pairs = f"{figures['pairs']} pair{'s' * (figures['pairs'] != 1)}"
+    table = plain_table(f"{title}{how}, {pairs}", "difference")
     for key, name in ROWS.items():
+        if key not in FIRST and not is_verbose():
+            continue
         table.add_row(name, "no labels" if figures[key] is None else f"{figures[key]:.2e}")
     console.print(table)
 
