@@ -79,14 +79,15 @@ def _title(report: dict[str, Any]) -> str:
 
 def _print_proof(console: Console, report: dict[str, Any]) -> None:
     console.print(_title(report), soft_wrap=True)
-    table = plain_table("candidate", "guidance", "p50 (ms)", "ratio (95 %)", "processor ratio")
+    table = plain_table("candidate", "guidance", "p50 (ms)", "ratio (95 %)", "CPU ratio")
     for row in report["latency"]:
-        ratios = (_interval(row["ratio"]), _interval(row["processor_ratio"]))
-        table.add_row(row["candidate"], row["guidance"] or "-", _ms(row["p50_s"]), *ratios)
+        ratios = (_interval(row["ratio"]), f"{row['processor_ratio']['median']:.3f}")
+        table.add_row(_short(row["candidate"]), row["guidance"] or "-", _ms(row["p50_s"]), *ratios)
     console.print(table)
+    console.print("ratio: to the first row, in turn with it; CPU ratio: of the processor time", soft_wrap=True)
     for row in report["latency"]:
         memory = "" if row["peak_bytes"] is None else f", peak {_megabytes(row['peak_bytes'])} MB"
-        console.print(f"{row['candidate']}: p95 {_ms(row['p95_s'])} ms{memory}, {row['model']}", soft_wrap=True)
+        console.print(f"{_short(row['candidate'])}: p95 {_ms(row['p95_s'])} ms{memory}, {row['model']}", soft_wrap=True)
     flops = report["flops"]
     same = "same topology" if report["same_topology"] else "topology"
     console.print(
@@ -132,6 +133,10 @@ def _print_rows(console: Console, report: dict[str, Any]) -> None:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"
+
+
+def _short(candidate: str) -> str:
+    return candidate.removesuffix(" on the pair")
 
 
 def _interval(ratio: dict[str, float]) -> str:

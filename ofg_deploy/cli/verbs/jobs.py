@@ -58,11 +58,13 @@ def settled(
     given = [f"--{name.replace('_', '-')}" for name in OF_AN_ENGINE if _given(context, name)]
     if found.path is None and given:
         why = f" ({found.reason})" if found.reason else ""
-        raise UsageError(f"{', '.join(given)}: there is no network to act on{why}: leave it out, or give -m MODEL")
+        raise UsageError(
+            f"{', '.join(given)}: there is no network{why}, and it has no effect: leave it out, or give -m MODEL"
+        )
     by_default = found.path is None and refine is None and quality is None
     steps: Any = "default" if by_default else quality
     if _given(context, "similarity") and not steps and not refine:
         raise UsageError(
-            "--similarity is followed by the steps on the pair, and none are taken: add --quality or --refine"
+            "--similarity is that of the optimisation of the pair, and none is done: add --quality or --refine"
         )
     return found.path, [replace(job, quality=steps, model_choice=found.reason) for job in jobs]

@@ -57,7 +57,7 @@ def publish(
     console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)
     bad = [row for row in rows if row.status != "pass"]
     for row in bad[:SHOWN]:
-        console.print(f"{row.status}: {row.name}: {'; '.join(row.why)}", soft_wrap=True)
+        console.print(f"{row.name}: {'; '.join(row.why)}", soft_wrap=True)
     if len(bad) > SHOWN:
         console.print(f"and {len(bad) - SHOWN} more, in the report", soft_wrap=True)
     for path in order.outputs:
