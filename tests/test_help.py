@@ -149,3 +149,49 @@ def test_where_no_letters_beyond_ascii_can_be_shown(monkeypatch: pytest.MonkeyPa
     assert done.stdout.isascii()
     assert b"\\x" not in done.stdout
     assert b"| MODEL " in done.stdout
+
+
+def test_one_option_means_one_thing() -> None:
+    """What several verbs take under one name has the same kind of value in each."""
+    kinds: dict[str, dict[str, set[str]]] = {}
+    for names, command in VERBS.items():
+        for one in command.params:
+            for name in one.opts if one.param_type_name == "option" else ():
+                kind = "flag" if one.is_flag else "choices" if "|" in one.metavar else one.metavar
+                kinds.setdefault(name, {}).setdefault(kind, set()).add(" ".join(names))
+    # An output is a file or a folder; K is what a number of inner steps is called; the old name of bench's -o remains.
+    differ = {name: found for name, found in kinds.items() if len(found) > 1 and name not in ("--out", "-o")}
+    assert {*differ} == {"--guidance-steps", "--json"}
+    assert differ["--json"]["FILE"] == {"bench"}
+    assert kinds["--pairs"] == {"LIST": {"register", "export", "bench"}}
+    assert kinds["--labels"] == {"DIR": {"train", "eval", "data folder"}}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ofg re", {"register", "report"}),
+        ("ofg register --simi", {"--similarity"}),
+        ("ofg register --similarity ", {"auto", "ncc", "mind"}),
+        ("ofg train --max-p", set()),  # a rarely used one
+        ("ofg data ", {"ixi", "oasis", "lpba40", "abdomenctct", "folder"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(
+    line: str, expected: set[str], run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = line.split(" ")
+    monkeypatch.setenv("_OFG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+    code, printed, _ = run_cli([])
+    assert code == 0
+    assert {*printed.split()} == expected
+
+
+def test_the_script_of_the_completion_is_printed(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_OFG_COMPLETE", "source_zsh")
+    code, printed, _ = run_cli([])
+    assert code == 0
+    assert "_OFG_COMPLETE=complete_zsh" in printed

@@ -9,6 +9,7 @@ import typer
 
 from ofg_deploy.cli.app import JsonOutput, Overwrite, app
 from ofg_deploy.cli.help import BASIC, MODELS, Verbs, verb
+from ofg_deploy.cli.terminal import terminal
 
 if TYPE_CHECKING:
     from ofg_deploy.catalogue import Entry
@@ -65,8 +66,8 @@ def add(
     from ofg_deploy import catalogue
 
     entry = catalogue.add(file, name, overwrite)
-    print(f"model: {entry.path}")
-    print(f"next: ofg register FIXED MOVING -m {entry.name}")
+    terminal().print(f"model: {entry.path}", soft_wrap=True)
+    terminal().print(f"next: ofg register FIXED MOVING -m {entry.name}", soft_wrap=True)
 
 
 @verb(models, examples=(("A model that was added", "ofg models remove knee"),))
@@ -74,7 +75,7 @@ def remove(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of an 
     """Remove an added model from the user's folder of models."""
     from ofg_deploy import catalogue
 
-    print(f"removed: {catalogue.remove(name).path}")
+    terminal().print(f"removed: {catalogue.remove(name).path}", soft_wrap=True)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
