@@ -143,7 +143,7 @@ BAD_IMAGES = {
     "constant": (lambda given: given.save("constant.nii.gz", np.full((9, 8, 7), 5, np.int16)), "is constant"),
     "RGB": (
         lambda given: given.save("rgb.nii.gz", np.zeros((9, 8, 7), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "one real number",
+        "scalar image",
     ),
     "singular": (with_srow((1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0)), "singular"),
     "sheared": (with_srow((2, 0.4, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0)), "sheared"),

@@ -117,7 +117,7 @@ def bench(
         on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), out, overwrite)
         return
     if guidance_steps is not None:
-        raise UsageError("--guidance-steps belongs to the proof; a table times networks alone")
+        raise UsageError("--guidance-steps has no effect on a table of runtimes and precisions: leave it out")
     options = TableOptions(
         _names(runtimes), _names(precisions), checkpoint, pairs, grid, device or "cpu", repeats, threads
     )

@@ -100,8 +100,8 @@ def register(
     with record.alone(), _executor(running, means) as executor:
         facts = executor.facts
         _check(mine, facts.contract, running.resume)
-        said = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider
-        network = f"network {facts.contract.network} on {said} ({facts.runtime})" if means.model else None
+        where = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider
+        network = f"network {facts.contract.network} on {where} ({facts.runtime})" if means.model else None
         for line in method(mine[0].job, network) if mine else ():
             console.print(line, soft_wrap=True)
         if running.batch_size > 1:

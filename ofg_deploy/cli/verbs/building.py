@@ -49,7 +49,7 @@ def rebuild(engine: Path, record: EngineRecord, problems: list[str]) -> None:
     from ofg_deploy.export.engine import rebuild as rebuild_engine
 
     console = terminal()
-    console.print(f"{engine} does not fit: {'; '.join(problems)}", soft_wrap=True)
+    console.print(f"{engine} is incompatible with this GPU or TensorRT: {'; '.join(problems)}", soft_wrap=True)
     with bars_on(console) as bars:
         progress = BuildProgress(bars)
 

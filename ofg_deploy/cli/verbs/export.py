@@ -124,7 +124,7 @@ def _print_attempt(console: Console, attempt: Attempt) -> None:
     verdict = "; ".join(attempt.beyond) or "within its bounds"
     console.print(f"{attempt.precision}{' mixed' if attempt.float32_layers else ''}: {verdict}", soft_wrap=True)
     for layer, error in attempt.float32_layers.items():
-        console.print(f"  float32: {layer} (alone {error:.2e} mm at 99.9 %)", soft_wrap=True)
+        console.print(f"  float32: {layer} ({error:.2e} mm at 99.9 % if only this layer is reduced)", soft_wrap=True)
 
 
 def _print_parity(console: Console, title: str, figures: Mapping[str, Any]) -> None:

@@ -53,8 +53,8 @@ def publish(
         rows = write(order, found, lambda: bars.advance(task))
     answer(rows)
     counts = Counter(row.status for row in rows)
-    told = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
-    console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)
+    verdict = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
+    console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {verdict}", soft_wrap=True)
     bad = [row for row in rows if row.status != "pass"]
     for row in bad[:SHOWN]:
         console.print(f"{row.name}: {'; '.join(row.why)}", soft_wrap=True)
