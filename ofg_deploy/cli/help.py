@@ -94,7 +94,9 @@ def verb(
 
         signature = inspect.signature(function, eval_str=True)
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
-        more = [inspect.Parameter(n, own[0].kind, default=False, annotation=a) for n, a in shared.items()]
+        more = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for n, a in shared.items()
+        ]
         command.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
         command.__doc__ = function.__doc__

@@ -12,7 +12,7 @@ from ofg_deploy.bench.picture import draw_rows
 from ofg_deploy.bench.plan import TableOptions
 from ofg_deploy.bench.proof import ProofOptions, prove, turns
 from ofg_deploy.bench.table import measure_table
-from ofg_deploy.cli.terminal import plain_table, terminal
+from ofg_deploy.cli.terminal import plain_table, terminal, warn
 from ofg_deploy.cli.verbs.building import bars_on
 from ofg_deploy.errors import UsageError
 from ofg_deploy.extras import need
@@ -99,10 +99,8 @@ def _print_proof(console: Console, report: dict[str, Any]) -> None:
     )
     if report["load_average"] is not None and report["load_average"] > LOADED * report["cores"]:
         load = f"load {report['load_average']:.1f} on {report['cores']} cores before the start"
-        console.print(
-            f"warning: {load}: measure again on a quiet machine; of this, trust processor time on one thread most",
-            soft_wrap=True,
-        )
+        advice = "measure again on a quiet machine; until then processor time on one thread is the most reliable"
+        warn(terminal(stderr=True), [f"{load}: {advice}"])
     if flops["uncounted"]:
         console.print(f"not counted: {', '.join(flops['uncounted'])}", soft_wrap=True)
 

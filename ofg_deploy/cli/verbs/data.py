@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofg_deploy.cli.terminal import plain_table, shows_progress, terminal
+from ofg_deploy.cli.terminal import plain_table, shows_progress, terminal, warn
 from ofg_deploy.data import brains, learn2reg, transmorph
 from ofg_deploy.data.description import FILE_NAME, SPLITS, Dataset, write_dataset
 from ofg_deploy.data.folder import describe_folder
@@ -69,7 +69,7 @@ def describe_images(
             lambda total: progress.update(task, total=total, advance=1),
         )
     if bad:
-        console.print(f"warning: left out: {describe(bad, len(bad) + len(dataset.subjects()))}", soft_wrap=True)
+        warn(terminal(stderr=True), [f"left out: {describe(bad, len(bad) + len(dataset.subjects()))}"])
     write_dataset(folder / FILE_NAME, dataset)
     _show(console, folder, dataset)
     console.print(f"next: ofg train {folder / FILE_NAME} -o run", soft_wrap=True)
