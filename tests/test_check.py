@@ -199,7 +199,7 @@ def test_voxel_faults(tmp_path, grid, world_image, write_nifti, run_cli):
         ("holes", holes, "voxels", "2 of 8160 voxels", False),
         ("flat", np.full(SHAPE, 4, np.int16), "voxels", "every voxel is 4", False),
         ("fmri", np.ones((*SHAPE, 3), np.int16), "shape", "24x20x17x3", False),
-        ("rgb", rgb, "file", "one real", False),
+        ("rgb", rgb, "file", "scalar image", False),
         ("sub-1_labels", np.full(SHAPE, 0.5), "labels", "no whole numbers", False),
     ]
     for name, data, about, said, mended in faults:

@@ -174,8 +174,8 @@ def test_pairs_of_lists(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     [
         ("fixed,moving\n", "lists no pair"),
         ("fixed,moving\na.nii,b.nii\nc.nii,d.nii\n", "does not exist"),
-        ("fixed,other\na.nii,b.nii\n", "the column 'other'"),
-        ("fixed,moving,fixed_label\na.nii,b.nii,c.nii\n", "'fixed_label': 'fixed_labels' is meant"),
+        ("fixed,other\na.nii,b.nii\n", "no 'moving' in row 1"),
+        ("fixed,moving,fixed_label\na.nii,b.nii,c.nii\n", "'fixed_label': is 'fixed_labels' meant"),
         ("fixed\na.nii\n", "no 'moving' in row 1"),
         ("fixed,moving\na.nii,\n", "row 1 has no moving image"),
         ("fixed,moving\na.nii,b.nii\n", "no pair to train on"),

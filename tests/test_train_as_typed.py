@@ -87,7 +87,7 @@ def test_without_arguments(tmp_path: Path, run_cli, monkeypatch) -> None:
     monkeypatch.setattr("ofg_deploy.export.api.export_model", export_model)
     code, out, err = run_cli(["export"])
     assert (code, err) == (130, "ofg: error: enough\n")
-    assert "run: run (the newest one here)" in out
+    assert "run: run (the newest run here)" in out
     assert taken == ["run"]
 
 

@@ -66,11 +66,11 @@ def check(
         _print(files, copies, contract is not None)
     bad = [f for f in files if any(_remains(finding, f.path in copies) for finding in f.findings)]
     if bad:
-        names = ", ".join(str(file.path) for file in bad[:3]) + (" ..." if len(bad) > 3 else "")
+        worst = ", ".join(str(file.path) for file in bad[:3]) + (" ..." if len(bad) > 3 else "")
         mend = (
             "" if fix or not curable.intersection(file.path for file in bad) else "; --fix DIR writes corrected copies"
         )
-        raise InputError(f"{len(bad)} of {len(files)} files cannot be registered as they are: {names}{mend}")
+        raise InputError(f"{len(bad)} of {len(files)} files cannot be registered as they are: {worst}{mend}")
 
 
 def _files(paths: list[Path]) -> dict[Path, str]:
