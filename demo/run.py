@@ -68,7 +68,7 @@ def main() -> None:
         registrations = list(pool.map(register, *zip(*jobs, strict=True)))
     say("What guidance costs at inference: nothing")
     models = [WORK / f"{name}.onnx" for name in METHODS]
-    ofg(None, "bench", *models, "--repeats", 20, "--json", WORK / "bench.json")
+    ofg(None, "bench", *models, "--repeats", 20, "--out", WORK / "bench.json")
     minutes = (time.perf_counter() - started) / 60
     intro = [
         f"The MNI152 template, brought to {len(held_out())} synthetic scans nobody trained on: the template under "

@@ -264,7 +264,7 @@ def _scaling(nifti: NiftiFile) -> tuple[float, float]:
         slope, inter = nifti.header.get_slope_inter()
     except HeaderDataError as error:
         raise InputError(
-            f"{nifti.path} cannot be read as NIfTI: scl_slope {stored[0]:g} and scl_inter {stored[1]:g} make no scaling"
+            f"{nifti.path} cannot be read as NIfTI: invalid scl_slope {stored[0]:g} or scl_inter {stored[1]:g}"
         ) from error
     return (1.0, 0.0) if slope is None else (slope, inter)
 

@@ -62,8 +62,8 @@ def check_real(nifti: Typed) -> None:
     on_disk = nifti.on_disk
     if on_disk.fields is not None or on_disk.kind not in "iuf":
         raise InputError(
-            f"{nifti.path} has voxels of type {on_disk}, one real number a voxel is needed: save one component as "
-            "an image of its own"
+            f"{nifti.path} has voxels of type {on_disk}, expected a scalar image: save one component as an image of "
+            "its own"
         )
 
 

@@ -218,6 +218,8 @@ def parse_json(text: str | bytes) -> Any:
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a small CSV, as many cells in each; blank rows are left out and short ones filled up.
 
+    Where the header has tabs and no comma the cells are separated by tabs.
+
     Raises:
         InputError: as ``read_text``; a column that is named twice (upper and lower case alike), a row longer than the
             header, too many rows.
@@ -227,7 +229,11 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def parse_csv(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
     """The same of a text; ``path`` is where it came from."""
-    reader = csv.reader(io.StringIO(text, newline=""))  # it splits lines itself, because cells may hold some
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    comma = "\t" if "\t" in first and "," not in first else ","
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=comma
+    )  # it splits lines itself, because cells may hold some
     rows: list[list[str]] = []
     header: list[str] = []
     try:

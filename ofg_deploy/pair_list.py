@@ -1,24 +1,35 @@
-"""Lists of pairs, CSV or JSON, read strictly; and what the pairs are called whose results lie in a folder."""
+"""Lists of pairs, CSV, TSV or JSON; and what the pairs are called whose results lie in a folder."""
 
 from __future__ import annotations
 
-import re
+import logging
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ofg_deploy.column_names import meant
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import read_csv, read_json
+
+logger = logging.getLogger("ofg_deploy")
+# Of the lists of all verbs: a list for one of them may be given to another.
+ALL_COLUMNS = (
+    *("name", "fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask"),
+    *("fixed_points", "moving_points", "also", "init", "transform", "split"),
+)
 
 
 def read_rows(source: Path, columns: tuple[str, ...], needed: dict[str, str]) -> list[dict[str, str]]:
     """Rows by column, as text without spaces around it; what is empty is absent.
 
+    A list may have other columns, as the ``participants.tsv`` of a BIDS data set has: they are left out, and a warning
+    of the logger ``ofg_deploy`` names them. What looks like one of ``columns`` misspelt is refused: it would be taken
+    for absent.
+
     Args:
-        source: CSV with a header, or JSON (by its name): a list of objects whose values are text.
-        columns: those there may be, beside ``name``. Others are refused: a mistyped one would be taken for absent.
+        source: CSV with a header, the same with tabs, or JSON (by its name): a list of objects whose values are text.
+        columns: those that are read, beside ``name``.
         needed: columns each row must have, if only empty, and what to write there.
 
     Raises:
@@ -34,25 +45,30 @@ def read_rows(source: Path, columns: tuple[str, ...], needed: dict[str, str]) ->
                 del row[""]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{source} lists no pair: one row a pair is needed, with columns {', '.join(columns)}")
+    known = ("name", *columns)
+    others = list(dict.fromkeys(str(column) for row in rows for column in row if column not in known))
+    for column in others:
+        if (wanted := meant(column, known)) and column not in ALL_COLUMNS:
+            raise InputError(f"{source} has the column {column!r}: is {wanted!r} meant? Rename it, or take it out")
     for number, row in enumerate(rows, start=1):
-        if unknown := {str(column) for column in row} - {*columns, "name"}:
-            raise InputError(f"{source} has the column {min(unknown)!r}{_meant(min(unknown), columns)}")
         for column, advice in needed.items():
             if column not in row:
-                raise InputError(f"{source} has no {column!r} in row {number}: {advice}")
-        if not all(value is None or isinstance(value, str) for value in row.values()):
+                raise InputError(
+                    f"{source} has no {column!r} in row {number}: {advice}; its columns are {', '.join(row) or 'none'}"
+                )
+        if not all(row.get(column) is None or isinstance(row[column], str) for column in known):
             raise InputError(f"{source}, row {number}: every value must be a path or a name")
-    return [{column: value.strip() for column, value in row.items() if value and value.strip()} for row in rows]
+    if others:
+        logger.warning("%s: columns that are not used: %s", source, shortened(others))
+    return [
+        {column: value.strip() for column in row if column in known and (value := row[column]) and value.strip()}
+        for row in rows
+    ]
 
 
-def _meant(column: str, columns: tuple[str, ...]) -> str:
-    """What a column that is not known may have been meant for, and those that are."""
-    plain = re.sub(r"[\s-]+", "_", column.strip().lower())
-    for candidate in (plain, re.sub(r"_(image|img|file|path|nii)s?$", "", plain)):
-        if candidate in columns:
-            return f": {candidate!r} is meant?"
-    near = get_close_matches(plain, columns, n=1, cutoff=0.75)
-    return f": {near[0]!r} is meant?" if near else f": use name, {', '.join(columns)}"
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Names in a line, a few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def called(folder: Path, sidecars: Sequence[Path]) -> list[str]:

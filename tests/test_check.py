@@ -199,7 +199,7 @@ def test_voxel_faults(tmp_path, grid, world_image, write_nifti, run_cli):
         ("holes", holes, "voxels", "2 of 8160 voxels", False),
         ("flat", np.full(SHAPE, 4, np.int16), "voxels", "every voxel is 4", False),
         ("fmri", np.ones((*SHAPE, 3), np.int16), "shape", "24x20x17x3", False),
-        ("rgb", rgb, "file", "one real", False),
+        ("rgb", rgb, "file", "scalar image", False),
         ("sub-1_labels", np.full(SHAPE, 0.5), "labels", "no whole numbers", False),
     ]
     for name, data, about, said, mended in faults:
@@ -343,21 +343,48 @@ def test_a_model_is_compared_by_its_recipe_and_grid(path, tiny_model, run_cli):
     assert "constant within" in found(record, "model")["found"]
 
 
-def test_the_table_names_file_finding_and_fix(path, run_cli, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_a_file_a_line_and_what_to_do_below(path, run_cli, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))  # of no consequence: nobody looks at a terminal
     patch(path, UNITS, "<B", 1)
     code, out, err = run_cli(["check", path, path.parent / "none.nii"])
     assert code == 3
-    for text in (
-        str(path),
-        "24x20x17 voxels of 2400x3100x3600 mm",
-        "geometry in metres",
-        "--unit",
-        "does not exist",
-    ):
-        assert text in out
+    lines = out.splitlines()
+    assert lines[0].split() == ["error", "24x20x17", "voxels", "of", "2400x3100x3600", "mm,", "SLP", str(path)]
+    for words in ("geometry in metres", "--unit", "does not exist"):
+        assert any(words in line for line in lines[1:])
+    assert lines[-1] == "2 files: 2 error"
     assert err.startswith("ofg: error: 2 of 2 files")
     assert len(err.splitlines()) == 1
+
+
+def test_a_folder_is_checked_file_by_file(tmp_path, make_grid, world_image, write_nifti, run_cli):
+    grids = {name: make_grid("RAS", (9 + n, 12, 10), (2.0, 2.5, 3.0)) for n, name in enumerate("abc")}
+    for name, grid in grids.items():
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        image = world_image(grid).astype(np.float32)
+        if name == "b":
+            image[3] = np.nan
+        write_nifti(tmp_path / "scans" / name / "T1.nii.gz", image, grid.world_from_vox)
+    (tmp_path / "scans/notes.txt").write_text("nothing")
+    code, out, err = run_cli(["check", tmp_path / "scans"])
+    assert code == 3
+    status = {line.split()[-1]: line.split()[0] for line in out.splitlines() if line.endswith(".nii.gz")}
+    assert status == {str(tmp_path / f"scans/{name}/T1.nii.gz"): "error" if name == "b" else "ok" for name in grids}
+    assert out.splitlines()[-1] == "3 files: 1 error, 2 ok"
+    code, out, _ = run_cli(["check", "--json", "--nan", 0, "--fix", tmp_path / "fixed", tmp_path / "scans"])
+    records = json.loads(out)["files"]
+    assert code == 0
+    # Images of other sizes are no fault: those of a folder are not compared with each other.
+    assert {Path(r["path"]).parent.name: r["status"] for r in records} == {"a": "ok", "b": "error", "c": "ok"}
+    assert (tmp_path / "fixed/b_T1.nii.gz").is_file()
+    assert not np.isnan(nib.load(tmp_path / "fixed/b_T1.nii.gz").get_fdata()).any()
+    assert run_cli(["check", tmp_path / "scans/a", "--quiet"]) == (0, "", "")
+    (tmp_path / "empty").mkdir()
+    code, out, err = run_cli(["check", tmp_path / "empty"])
+    assert code == 3
+    assert out.splitlines()[0].startswith("error")
+    assert str(tmp_path / "empty") in err
 
 
 def test_what_the_reader_refuses_is_an_error_and_hostile_files_are_only_findings(tmp_path):

@@ -125,17 +125,14 @@ def test_a_pair_of_files_is_known_by_both(folder):
 @pytest.mark.parametrize(
     ("column", "meant"),
     [
-        ("fixed_label", "'fixed_labels' is meant?"),
-        ("Fixed_Labels", "'fixed_labels' is meant?"),
-        ("moving-labels", "'moving_labels' is meant?"),
-        ("moving_lables", "'moving_labels' is meant?"),
-        ("fixed_image", "'fixed' is meant?"),
-        ("age", "use name, fixed"),
+        ("fixed_label", "'fixed_labels'"),
+        ("Fixed_Labels", "'fixed_labels'"),
+        ("moving-labels", "'moving_labels'"),
+        ("moving_lables", "'moving_labels'"),
+        ("fixed_image", "'fixed'"),
     ],
 )
-def test_a_column_that_is_not_known_is_refused_by_every_verb(
-    tmp_path, tiny_model, run_cli, ending, column, meant
-) -> None:
+def test_a_misspelt_column_is_refused_by_every_verb(tmp_path, tiny_model, run_cli, ending, column, meant) -> None:
     row = {"fixed": "a.nii", "moving": "b.nii", "transform": "", column: "c.nii"}
     source = tmp_path / f"pairs.{ending}"
     for line, without in (
@@ -149,7 +146,7 @@ def test_a_column_that_is_not_known_is_refused_by_every_verb(
         code, _, err = run_cli(line)
         assert (code, err.count("\n")) == (3, 1), err
         assert f"has the column {column!r}" in err
-        assert meant in err or (column == "age" and "use name" in err)
+        assert meant in err
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name]
 
 

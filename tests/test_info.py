@@ -49,7 +49,7 @@ def test_a_model(tiny_model: Callable[..., Any], run_cli: RunCli) -> None:
     assert code == 0
     assert (found["kind"], found["sha256"], found["opset"]) == ("model", sha256(path), stored.opset_import[0].version)
     assert found["contract"] == contract
-    code, out, _ = run_cli(["info", path])
+    code, out, _ = run_cli(["info", path, "--verbose"])
     assert "contract.expects.spacing_mm: 1.0 2.0 3.5\n" in out
     assert f"file: {path}\n" in out
 
@@ -62,7 +62,7 @@ def test_an_engine(tmp_path: Path, run_cli: RunCli) -> None:
             (tmp_path / "m.onnx").write_bytes(content)
         found = json.loads(run_cli(["info", engine, "--json"])[1])
         assert found == {"kind": "engine", "file": str(engine), "onnx_beside": beside, **stored}
-    out = run_cli(["info", engine])[1]
+    out = run_cli(["info", engine, "--verbose"])[1]
     for line in ("gpu: NVIDIA RTX A6000", "capabilities: sm86", "tensors: field output float32 [-1, 3, 6, 8, 10]"):
         assert line + "\n" in out
     engine.write_bytes(b"plan?")
@@ -80,7 +80,7 @@ def test_a_checkpoint(tmp_path: Path, run_cli: RunCli) -> None:
     assert found["parameters"] == sum(p.numel() for p in network.parameters())
     shapes = {name: tuple(t["shape"]) for name, t in found["tensors"].items()}
     assert shapes == {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    out = run_cli(["info", path])[1]
+    out = run_cli(["info", path, "--verbose"])[1]
     assert f"tensors: {len(shapes) - 8} more (see --json)" in out
     assert out.count("tensors.") == 8
 
@@ -97,11 +97,63 @@ def test_a_run_and_its_checkpoint(tmp_path: Path, run_cli: RunCli) -> None:
     assert (found["kind"], found["epochs_finished"]) == ("run", 2)
     assert found["pairs"] == {"training": len(pairs.training), "validation": len(pairs.validation)}
     assert (found["config"]["seed"], found["config"]["epochs"], found["best.pt"]) == (3, 2, True)
-    assert "config.network: voxelmorph\n" in run_cli(["info", run.folder])[1]
+    assert "config.network: voxelmorph\n" in run_cli(["info", run.folder, "--verbose"])[1]
     best = describe(run.best)
     assert (best["network"], best["training"]["seed"], best["resumable"]) == ("voxelmorph", 3, False)
     assert describe(run.last)["resumable"]
     assert best["expects"]["spacing_mm"] == (2.0, 2.5, 2.0)
+
+
+FIVE = ["network", "grid", "images", "training", "validation"]
+
+
+def lines_of(out: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in out.splitlines())
+
+
+def test_five_lines_come_first(tiny_model: Callable[..., Any], tmp_path: Path, run_cli: RunCli) -> None:
+    look = Appearance.of(np.ones(3, bool), np.random.default_rng(0).random((3, 8, 8, 8), np.float32)).to_record()
+    training = {"guidance": "ofg", "epoch": 7, "epochs": 9, "seed": 3, "version": "0.9", "images": look}
+    training |= {"val_dice": 0.71234, "val_ncc": 0.5, "val_folding_percent": 0.0123}
+    path = tiny_model(shape=(6, 8, 10), spacing_mm=(1.0, 2.0, 3.5), training=training).path
+    code, out, _ = run_cli(["info", path])
+    found = lines_of(out)
+    assert code == 0
+    assert [*found][:5] == FIVE
+    assert "voxelmorph" in found["network"] or "tiny" in found["network"]
+    assert found["grid"].startswith("6x8x10 voxels of 1x2x3.5 mm, axes RAS")
+    assert "skull-stripped" in found["images"]
+    assert found["training"] == "On-the-Fly Guidance, epoch 7 of 9, seed 3, ofg_deploy 0.9"
+    assert found["validation"] == "Dice 0.712, NCC 0.500, folding 0.012 %"
+    for flags in ([], ["--verbose"]):
+        out = run_cli(["info", path, *flags])[1]
+        assert look["mean"] not in out
+        assert max(map(len, out.splitlines())) < 300
+    assert look["mean"] in run_cli(["info", path, "--json"])[1]
+    assert [*lines_of(run_cli(["info", write_engine(tmp_path)])[1])][:5] == FIVE
+    torch.save({"state_dict": {"a.weight": torch.zeros(2, 3)}}, tmp_path / "bare.pt")
+    bare = lines_of(run_cli(["info", tmp_path / "bare.pt"])[1])
+    assert bare["network"] == "not recorded, 6 parameters"
+    assert {bare[name] for name in FIVE[1:]} == {"not recorded"}
+
+
+def test_the_best_epoch_of_a_run(tmp_path: Path, run_cli: RunCli) -> None:
+    pairs, config, run = find_tiny_pairs(*make_subjects(tmp_path)), tiny_config(seed=3), Run(tmp_path / "run")
+    run.start(config, pairs, tmp_path / "cache", ["test"], [])
+    assert lines_of(run_cli(["info", run.folder])[1])["validation"] == "none so far"
+    state = build_network(config.network, config.expects.shape).state_dict()
+    images = Appearance.of(np.zeros(1, bool), np.zeros((1, 8, 8, 8), np.float32))
+    scores = [(0.61, 0.7), (0.75, 0.4), (None, None), (0.75, 0.6), (0.2, 0.9)]
+    rows = [
+        EpochRecord(n, 1e-4, 0.5, 0.4, 0.1, 0.0, dice, ncc, None if dice is None else 0.25, 1.0)
+        for n, (dice, ncc) in enumerate(scores, start=1)
+    ]
+    for n in range(len(rows)):
+        save_epoch(run, config, state, {"optimiser": 1}, rows[: n + 1], images)
+    count = len(pairs.validation)
+    line = lines_of(run_cli(["info", run.folder])[1])["validation"]
+    assert line == f"Dice 0.750, NCC 0.600, folding 0.25 % over {count} pair{'s' * (count != 1)}, best epoch 4"
+    assert lines_of(run_cli(["info", run.best])[1])["validation"] == line.split(" over")[0]
 
 
 def test_what_is_none_of_ours_is_one_line(tmp_path: Path, run_cli: RunCli) -> None:
@@ -133,7 +185,7 @@ def test_neither_torch_nor_a_runtime_is_needed(tiny_model: Callable[..., Any], t
     code = f"import sys; [sys.modules.update({{m: None}}) for m in {absent}]; from ofg_deploy.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "info", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"kind: {kind}" in done.stdout
+    assert ("engine for" if kind == "engine" else "ONNX opset") in done.stdout
 
 
 def test_the_header_is_read_as_onnx_reads_it(tiny_model: Callable[..., Any], tmp_path: Path) -> None:

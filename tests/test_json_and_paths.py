@@ -34,6 +34,13 @@ def test_every_verb_prints_one_document(tmp_path, files, tiny_model, world_label
     code, printed, _ = run_cli(["eval", out, "-o", tmp_path / "scores", "--json"])
     assert code == 0
     assert json.loads(printed) == json.loads((tmp_path / "scores/results.json").read_text())
+    again = tmp_path / "again.nii.gz"
+    warp = out / "mov_to_fix_Warp.nii.gz"
+    code, printed, _ = run_cli(["apply", moving, "-t", warp, "-r", fixed, "-o", again, "--json", "--quiet"])
+    assert code == 0
+    assert json.loads(printed) == json.loads((tmp_path / "again.json").read_text())
+    code, printed, _ = run_cli(["check", fixed, "--json"])
+    assert (code, json.loads(printed)["files"][0]["status"]) == (0, "ok")
     (tmp_path / "pairs.csv").write_text("fixed,moving\nfix.nii.gz,mov.nii.gz\nfix.nii.gz,absent.nii.gz\n")
     batch = tmp_path / "batch"
     code, printed, _ = run_cli(["register", "--pairs", tmp_path / "pairs.csv", "-m", model, "-o", batch, "--json"])

@@ -212,7 +212,7 @@ def test_series_that_cannot_be_carried(scene, run_cli) -> None:
         ("holed", holed, 0, "1 NaN or infinite voxels"),
         ("half", labels, 0, "fractional values"),
         ("warp", good[..., :3], 2006, "turn with the map"),
-        ("colours", colours, 0, "one real number"),
+        ("colours", colours, 0, "scalar image"),
     ):
         image = scene.save(f"{name}.nii.gz", data, intent=intent)
         code, _, err = run_cli(scene.line(image))

@@ -257,7 +257,7 @@ def test_auto_steps_down_and_says_what_hurt(checkpoint: list[object], tmp_path: 
     assert worst == sorted(worst, reverse=True)
     assert worst[0] > 0
     for layer in last["float32_layers"]:
-        assert f"float32: {layer} (alone " in said
+        assert f"float32: {layer} ({last['float32_layers'][layer]:.2e} mm" in said
     assert "fp16: field_mm" in said
     casts = [sum(n.op_type == "Cast" for n in onnx.load(p).graph.node) for p in (plain.model, out)]
     assert casts[1] > casts[0], "more islands"

@@ -216,7 +216,7 @@ def test_nothing_to_see():
     empty = np.zeros(SHAPE, np.float32)
     field = known_field().astype(np.float32)
     found = refine(field, empty, empty, one_level(Greedy(5), threads=1))
-    assert found.dropped == "nothing in the images pulls"
+    assert found.dropped.startswith("zero gradient")
     assert np.array_equal(found.field, field)
 
 

@@ -99,7 +99,7 @@ def test_resumed_run_ends_in_identical_weights(
 def test_killed_command_resumes(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     """``kill -9`` in the middle of an epoch, then ``--resume``, against the command left alone."""
     images, labels = subjects
-    options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4]
+    options = ["--labels", labels, "--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--max-pairs", 4]
     options += ["--epochs", 4, "--steps-per-epoch", 6, "--ncc-window", 5, "--cache", tmp_path / "cache", "--threads", 1]
 
     def command(*arguments: object) -> list[str]:
@@ -174,8 +174,8 @@ def test_pairs_of_lists(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     [
         ("fixed,moving\n", "lists no pair"),
         ("fixed,moving\na.nii,b.nii\nc.nii,d.nii\n", "does not exist"),
-        ("fixed,other\na.nii,b.nii\n", "the column 'other'"),
-        ("fixed,moving,fixed_label\na.nii,b.nii,c.nii\n", "'fixed_label': 'fixed_labels' is meant"),
+        ("fixed,other\na.nii,b.nii\n", "no 'moving' in row 1"),
+        ("fixed,moving,fixed_label\na.nii,b.nii,c.nii\n", "'fixed_label': is 'fixed_labels' meant"),
         ("fixed\na.nii\n", "no 'moving' in row 1"),
         ("fixed,moving\na.nii,\n", "row 1 has no moving image"),
         ("fixed,moving\na.nii,b.nii\n", "no pair to train on"),

@@ -26,7 +26,7 @@ from ofg_deploy.train.dataset import file_digest, load_cached, prepare_all
 from ofg_deploy.train.pairs import PairFiles, find_pairs
 from ofg_deploy.train.starts import choose_frame, start_file
 
-SHORT = ["--epochs", "1", "--steps-per-epoch", "2", "--ncc-window", "5", "--pairs", "2", "--init", "none"]
+SHORT = ["--epochs", "1", "--steps-per-epoch", "2", "--ncc-window", "5", "--max-pairs", "2", "--init", "none"]
 
 
 def test_what_is_taken_from_the_folder(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_without_arguments(tmp_path: Path, run_cli, monkeypatch) -> None:
     monkeypatch.setattr("ofg_deploy.export.api.export_model", export_model)
     code, out, err = run_cli(["export"])
     assert (code, err) == (130, "ofg: error: enough\n")
-    assert "run: run (the newest one here)" in out
+    assert "run: run (the newest run here)" in out
     assert taken == ["run"]
 
 
@@ -242,7 +242,7 @@ def test_a_subject_that_cannot_be_aligned_takes_its_pairs_along(frames, tmp_path
 def test_the_command_records_the_frame_and_validates_as_it_will_register(tmp_path, run_cli) -> None:
     images, _ = make_subjects(tmp_path)
     common = ["--epochs", "1", "--steps-per-epoch", "1", "--ncc-window", "5", "--threads", "1", "--workers", "1"]
-    code, _, err = run_cli(["train", images, "-o", tmp_path / "run", "--init", "rigid", "--pairs", "6", *common])
+    code, _, err = run_cli(["train", images, "-o", tmp_path / "run", "--init", "rigid", "--max-pairs", "6", *common])
     assert code == 0, err
     record = json.loads((tmp_path / "run/config.json").read_text())
     frame = record["config"]["frame"]

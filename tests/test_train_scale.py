@@ -56,7 +56,7 @@ def test_two_processes_train_like_one_with_the_double_batch(
     subjects: tuple[Path, Path], tmp_path: Path, guidance: str, run_cli: RunCli
 ) -> None:
     """Through torchrun and the command, one optimiser step."""
-    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4, "--ncc-window", 5]
+    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--max-pairs", 4, "--ncc-window", 5]
     options += ["--epochs", 1, "--steps-per-epoch", 2, "--threads", 1, "--guidance", guidance, "--labels", subjects[1]]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "ofg_deploy"]
@@ -78,7 +78,7 @@ def test_two_processes_train_like_one_with_the_double_batch(
 
 def test_two_processes_accumulate_and_resume(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     """A network with an unused head, which other processes must not wait for."""
-    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 4, "--ncc-window", 5]
+    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--max-pairs", 4, "--ncc-window", 5]
     options += ["--epochs", 2, "--steps-per-epoch", 4, "--accumulate", 2, "--network", "lku-net"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 

@@ -55,7 +55,7 @@ def test_a_training_that_breaks_down_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, labels = subjects
-    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--pairs", 3, "--steps-per-epoch", 1]
+    options = ["--grid", 32, 16, 32, "--spacing", 2, 2.5, 2, "--init", "none", "--max-pairs", 3, "--steps-per-epoch", 1]
     options += ["--epochs", 6, "--guidance", "none", "--cache", tmp_path / "cache", "--workers", 1]
     for name, given, words in (
         ("labelled", ["--labels", labels], "validation Dice fell from 0.700 in epoch 2 to 0.300 in epoch 5: "),

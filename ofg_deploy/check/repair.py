@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ofg_deploy.check.examine import Examined, examine
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.nifti import save_volume, stem
+from ofg_deploy.nifti import save_volume
 from ofg_deploy.outputs import staged
 
 MOVED_MM, MOVED_VOX = 0.01, 0.01  # float32 headers round; more than either would be another place
@@ -21,17 +21,22 @@ def mendable(file: Examined) -> bool:
     return not asked and file.grid is not None and file.data is not None and any(f.mended for f in file.findings)
 
 
-def write_copies(files: Sequence[Examined], folder: Path, max_voxels: int) -> dict[Path, Path]:
+def write_copies(
+    files: Sequence[Examined], folder: Path, max_voxels: int, names: Mapping[Path, str]
+) -> dict[Path, Path]:
     """A copy of each file that can be mended, all of them or none: original -> copy.
 
     Values are the originals'; scaled ones become float32, as they are read. Free text and extensions are not copied.
+
+    Args:
+        names: of the copies, by file, without ending.
 
     Raises:
         InputError: a copy exists already, cannot be written, or is not where the original was.
         UsageError: two files of one name.
     """
     chosen = [file for file in files if mendable(file)]
-    copies = {file.path: folder / f"{stem(file.path)}.nii.gz" for file in chosen}
+    copies = {file.path: folder / f"{names[file.path]}.nii.gz" for file in chosen}
     if len(set(copies.values())) < len(copies):
         raise UsageError(
             f"two of the files have one name: check them one at a time, or with other folders than {folder}"

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Python processes that libraries start import nothing from the current folder (see child.py).
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 
-# Each verb adds itself to the app, in the order in which --help lists them.
+# Each verb adds itself to the app; cli/help.py has the order in which --help lists them.
 from ofg_deploy.cli import (  # noqa: F401
     apply,
     bench,
@@ -35,6 +35,7 @@ from ofg_deploy.cli import (  # noqa: F401
 from ofg_deploy.cli.app import app
 from ofg_deploy.cli.safe_output import safe_output
 from ofg_deploy.cli.spelling import spelled
+from ofg_deploy.cli.terminal import warnings_shown
 from ofg_deploy.errors import InputError, Interrupted, OfgError, without_addresses
 from ofg_deploy.extras import explained
 
@@ -49,7 +50,7 @@ def main() -> None:
     # The interpreter's last look for cycles would go through all that numba keeps, a quarter of a second, and free
     # nothing that does not go with the process.
     atexit.register(gc.freeze)
-    with safe_output():
+    with safe_output(), warnings_shown():
         _run()
 
 

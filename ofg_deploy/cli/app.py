@@ -6,50 +6,37 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
+from ofg_deploy.cli.help import OUTPUT, QUALITY, RUNTIME, Verbs
 from ofg_deploy.errors import check_count
-from ofg_deploy.options.words import Interpolation, PointsFrame
 from ofg_deploy.outputs import to_json
 from ofg_deploy.version import __version__
 
+
+class _Root(Verbs):
+    examples = (
+        ("Register two images", "ofg register fixed.nii.gz moving.nii.gz -o out"),
+        ("Train on a folder of images, then export", "ofg train images -o run && ofg export run -o model.onnx"),
+        ("Help on a command", "ofg register --help"),
+    )
+
+
 app = typer.Typer(
     name="ofg",
-    help="Train registration networks with On-the-Fly Guidance, export only the network, register NIfTI pairs.",
+    cls=_Root,
+    help="Train registration networks with On-the-Fly Guidance, export the network, and register NIfTI images with it.",
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-PointsFrameOption = Annotated[
-    Optional[PointsFrame],
-    typer.Option(
-        "--points-frame",
-        "--points-space",
-        help="Coordinate frame of points in CSV; RAS if absent. Files of 3D Slicer name their own.",
-    ),
-]
-FillOption = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|VALUE",
-        help="Value outside the image and where a transform is unknown; auto: the background of the image, 0 for "
-        "label maps.",
-    ),
-]
-InterpolationOption = Annotated[
-    Literal["auto", Interpolation],
-    typer.Option(
-        help="How the image (in ofg register: --also images) is resampled; auto: nearest for label maps, linear for "
-        "others. nearest and genericlabel are for label maps."
-    ),
-]
-
 
 JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")
+    bool,
+    typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON document on standard output, nothing else."),
 ]
 
 
@@ -76,23 +63,32 @@ def _max_voxels(value: Optional[int]) -> Optional[int]:
 
 MaxVoxels = Annotated[
     Optional[int],
-    typer.Option(callback=_max_voxels, help="Refuse larger images before reading their voxels; 2 x 512^3 if absent."),
-]
-ModelOrNone = Annotated[
-    str,
     typer.Option(
-        "--model",
-        "-m",
-        metavar="auto|none|NAME|FILE",
-        help="A model by name (ofg models), an .onnx or an engine; none: steps on the pair alone; auto: the model "
-        "whose training images both images look like, else none.",
+        callback=_max_voxels,
+        metavar="N",
+        hidden=True,
+        rich_help_panel=RUNTIME,
+        help="Refuse larger images before their voxels are read; 2 x 512^3 if absent.",
     ),
 ]
 LimitFile = Annotated[
-    Optional[Path], typer.Option("--limits", help='JSON of limits: {"folding_percent": {"warn": 0.5, "fail": 1}}.')
+    Optional[Path],
+    typer.Option(
+        "--limits",
+        metavar="FILE",
+        rich_help_panel=QUALITY,
+        help='JSON file of quality limits: {"folding_percent": {"warn": 0.5, "fail": 1}}.',
+    ),
 ]
-QcFail = Annotated[bool, typer.Option("--qc-fail", help="Exit with 7 if a pair fails, after everything is written.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+QcFail = Annotated[
+    bool,
+    typer.Option(
+        "--qc-fail",
+        rich_help_panel=QUALITY,
+        help="Exit with code 7 if a pair is beyond the limits; all outputs are written.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing outputs.")]
 
 
 def _version(wanted: bool) -> None:
@@ -105,7 +101,7 @@ def _version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

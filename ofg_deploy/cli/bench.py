@@ -8,41 +8,103 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from ofg_deploy.cli.app import Overwrite, app
+from ofg_deploy.cli.help import BASIC, MODELS, OUTPUT, RUNTIME, choices, verb
 from ofg_deploy.errors import UsageError
 
 BenchDevice = Literal["cpu", "cuda"]
+TABLE = "Table of runtimes and precisions"
 
 
-@app.command()
+@verb(
+    app,
+    panel=MODELS,
+    examples=(
+        ("What guidance costs at test time: nothing", "ofg bench with_guidance.onnx without_guidance.onnx"),
+        ("Runtimes side by side", "ofg bench model.onnx --runtimes onnxruntime,openvino --pairs pairs.csv"),
+        (
+            "Precisions against PyTorch",
+            "ofg bench m_fp32.onnx m_int8.onnx --checkpoint run --out speed.json --plot speed.png",
+        ),
+    ),
+)
 def bench(
     models: Annotated[
-        list[str], typer.Argument(help="Exported models, by file or name: one or two, or several for a table.")
+        list[str],
+        typer.Argument(metavar="MODEL", help="Exported model, by file or name; several for a comparison."),
     ],
-    repeats: Annotated[int, typer.Option(help="Timed runs of each, in turn.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=BASIC, help="Timed runs of each, in random order.")
+    ] = 20,
     guidance_steps: Annotated[
-        Optional[int], typer.Option(help="K of the test-time optimisation it replaces; 5 if absent.")
+        Optional[int],
+        typer.Option(
+            metavar="K",
+            rich_help_panel=BASIC,
+            help="Inner steps of the optimisation at test time that the network replaces; 5 if absent. Not for tables.",
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of everything timed; 0 for all cores.")] = 0,
-    grid: Annotated[Optional[tuple[int, int, int]], typer.Option(help="Size, for models that take any.")] = None,
+    grid: Annotated[
+        Optional[tuple[int, int, int]],
+        typer.Option(
+            metavar="X Y Z", rich_help_panel=BASIC, help="Network grid in voxels (dynamic-shape models only)."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", rich_help_panel=RUNTIME, help="CPU threads; 0: all cores.")] = 0,
     runtimes: Annotated[
         Optional[str],
-        typer.Option(help="Table: onnxruntime,openvino,tensorrt,torch,torch-channels-last,torch-compile."),
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=TABLE,
+            help="Runtimes, separated by commas: onnxruntime, openvino, tensorrt, torch, torch-channels-last, "
+            "torch-compile.",
+        ),
     ] = None,
-    precisions: Annotated[Optional[str], typer.Option(help="Table: fp32,fp16,bf16,int8; those of the files.")] = None,
+    precisions: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=TABLE,
+            help="Precisions, separated by commas: fp32, fp16, bf16, int8; those of the models if absent.",
+        ),
+    ] = None,
     checkpoint: Annotated[
-        Optional[Path], typer.Option(help="Table: run or checkpoint of the models, for the eager network.")
+        Optional[Path],
+        typer.Option(
+            metavar="RUN", rich_help_panel=TABLE, help="Run folder or checkpoint of the models, for rows of PyTorch."
+        ),
     ] = None,
     pairs: Annotated[
-        Optional[Path], typer.Option(help="Table: folder or list of pairs to measure accuracy on.")
+        Optional[Path],
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=TABLE,
+            help="List or folder of pairs to measure the accuracy on; one synthetic pair if absent.",
+        ),
     ] = None,
-    device: Annotated[Optional[BenchDevice], typer.Option(help="Table: where its rows run; cpu if absent.")] = None,
-    json: Annotated[Optional[Path], typer.Option(help="Also write the figures here.")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Table: also draw speed against error here (.png).")] = None,
+    device: Annotated[
+        Optional[BenchDevice],
+        typer.Option(metavar=choices(BenchDevice), rich_help_panel=TABLE, help="Device; cpu if absent."),
+    ] = None,
+    plot: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", rich_help_panel=TABLE, help="Also draw speed against error (.png)."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            "-o",
+            "--json",  # its name in earlier versions; elsewhere --json prints
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="Also write the results as JSON.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare models: graph and latency with and without guidance, next to optimising each pair at test time.
+    """Measure the speed of models: with and without guidance, and next to optimisation of each pair at test time.
 
-    With any option marked "Table": runtimes and precisions of one network, accuracy beside speed.
+    With any option of the table: runtimes and precisions of one network, accuracy next to speed.
     """
     from ofg_deploy.bench.plan import TableOptions
     from ofg_deploy.bench.proof import ProofOptions
@@ -52,14 +114,14 @@ def bench(
     files = [model_path(text) for text in models]
     if not any(option is not None for option in (runtimes, precisions, checkpoint, pairs, device, plot)):
         steps = 5 if guidance_steps is None else guidance_steps
-        on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), json, overwrite)
+        on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), out, overwrite)
         return
     if guidance_steps is not None:
-        raise UsageError("--guidance-steps belongs to the proof; a table times networks alone")
+        raise UsageError("--guidance-steps has no effect on a table of runtimes and precisions: leave it out")
     options = TableOptions(
         _names(runtimes), _names(precisions), checkpoint, pairs, grid, device or "cpu", repeats, threads
     )
-    on_terminal.bench_table(files, options, json, plot, overwrite)
+    on_terminal.bench_table(files, options, out, plot, overwrite)
 
 
 def _names(given: str | None) -> tuple[str, ...]:

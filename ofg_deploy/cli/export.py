@@ -7,44 +7,65 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ofg_deploy.cli.app import Overwrite, app
-from ofg_deploy.cli.from_options import InPanels, takes
+from ofg_deploy.cli.app import JsonOutput, Overwrite, app, json_output
+from ofg_deploy.cli.from_options import takes
+from ofg_deploy.cli.help import BASIC, TRAIN, verb
 from ofg_deploy.extras import need
 from ofg_deploy.options.export import EXPORT
 
 
-@app.command(cls=InPanels)
+@verb(
+    app,
+    panel=TRAIN,
+    examples=(
+        ("The newest run in ./run", "ofg export"),
+        ("A run, in the lowest precision that holds", "ofg export run -o model.onnx --precision auto"),
+        ("A TensorRT engine too", "ofg export run -o model.onnx --trt"),
+        ("A published checkpoint", "ofg export voxelmorph.pth.tar --network voxelmorph --recipe ixi -o model.onnx"),
+    ),
+    verbose=True,
+)
 @takes(EXPORT)
 def export(
     source: Annotated[
         Optional[str],
         typer.Argument(
-            help="Run folder of ofg train, a checkpoint, or (--trt) a model.onnx or a model's name; the newest run in "
-            "./run if absent."
+            metavar="RUN",
+            help="Run folder of ofg train, a checkpoint, or (with --trt) the file or name of a model; the newest run "
+            "in ./run if absent.",
         ),
     ] = None,
     path: Annotated[
         Optional[Path],
-        typer.Option("--out", "-o", help="File to write; model.onnx, or the .engine beside a model, if absent."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=BASIC,
+            help="Output file; if absent model.onnx, or for a model its name with .engine.",
+        ),
     ] = None,
     overwrite: Overwrite = False,
+    json: JsonOutput = False,
     **given: Any,
 ) -> None:
-    """Export only the network to ONNX; nothing is published unless it reproduces the network.
+    """Export the network to ONNX, without the guidance; refused unless the file reproduces the network.
 
-    With --trt a TensorRT engine too, with its record beside it.
+    With --trt also a TensorRT engine and its record.
     """
     from ofg_deploy.export.api import export_model
 
     if source is None:
         need("torch", "onnx", "onnxscript")
-    from ofg_deploy.cli.verbs.export import Terminal
+    from ofg_deploy.cli.verbs.export import Terminal, as_record
 
-    with Terminal() as terminal:
-        if source is None:
-            from ofg_deploy.cli.here import newest_run
+    with json_output(json) as answer:
+        with Terminal() as terminal:
+            if source is None:
+                from ofg_deploy.cli.here import newest_run
 
-            source = str(newest_run(Path()))
-            terminal.note(f"run: {source} (the newest one here)")
-        exported = export_model(source, path, overwrite=overwrite, progress=terminal, **given)
-    terminal.conclude(exported)
+                source = str(newest_run(Path()))
+                terminal.note(f"run: {source} (the newest run here)")
+            exported = export_model(source, path, overwrite=overwrite, progress=terminal, **given)
+        terminal.conclude(exported)
+        answer(as_record(exported))

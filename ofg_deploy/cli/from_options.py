@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Optional, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
 
 from ofg_deploy.cli.spelling import flag
 from ofg_deploy.errors import PARAMETER, UsageError
@@ -40,13 +40,22 @@ def _parameter(one: Option) -> inspect.Parameter:
         *flags,
         help=described(one),
         hidden=not shown,
-        metavar=one.about.metavar,
+        metavar=one.about.metavar or _placeholder(one.type),
         rich_help_panel=one.about.panel,
         show_default=False,
     )
     return inspect.Parameter(
         one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[kind], about]
     )
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for the value in the help."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "NAME" if Ellipsis in get_args(kind) else "X Y Z"
+    return {int: "N", float: "VALUE", Path: "PATH"}.get(kind, "TEXT")
 
 
 def described(one: Option) -> str:
@@ -71,20 +80,3 @@ def with_assigned(given: Mapping[str, Any], assigned: Iterable[str], known: Mapp
             raise UsageError(f"`{one.name}` is given twice: leave --set {text} out, or the other one")
         found[one.name] = one.read(value)
     return found
-
-
-class InPanels(TyperCommand):
-    """Its help lists options under the headings of their panels, in plain text as all others."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """As in ``typer.core.TyperCommand``, with a section for each panel."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
-        for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
-                argument = parameter.param_type_name == "argument"
-                panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Options"
-                sections.setdefault(panel, []).append(record)
-        for panel, rows in sections.items():
-            if rows:
-                with formatter.section(panel):
-                    formatter.write_dl(rows)

@@ -6,16 +6,25 @@ from typing import Annotated
 
 import typer
 
-from ofg_deploy.cli.app import app
+from ofg_deploy.cli.app import JsonOutput, app
+from ofg_deploy.cli.help import MODELS, verb
 
 
-@app.command()
+@verb(
+    app,
+    panel=MODELS,
+    examples=(("A model", "ofg info model.onnx"), ("All of it, for a machine", "ofg info run --json")),
+    verbose=True,
+)
 def info(
-    file: Annotated[str, typer.Argument(help="Model (.onnx) or its name, engine (.engine), checkpoint or run folder.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, every detail.")] = False,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Model (.onnx) or its name, engine (.engine), checkpoint or run folder."),
+    ],
+    json: JsonOutput = False,
 ) -> None:
-    """Print what a model, engine, checkpoint or run expects, promises and came from; it is checked, nothing is run."""
-    from ofg_deploy import info as command
+    """Describe a model, an engine, a checkpoint or a run: network, grid, images it is for, validation."""
     from ofg_deploy.catalogue import source_path
+    from ofg_deploy.cli.verbs import info as on_terminal
 
-    command.show(source_path(file), json)
+    on_terminal.show(source_path(file), json)

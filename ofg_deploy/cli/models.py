@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ofg_deploy.cli.app import Overwrite, app
+from ofg_deploy.cli.app import JsonOutput, Overwrite, app
+from ofg_deploy.cli.help import BASIC, MODELS, Verbs, verb
+from ofg_deploy.cli.terminal import terminal
 
 if TYPE_CHECKING:
     from ofg_deploy.catalogue import Entry
 
-models = typer.Typer(name="models", help="List, add and remove models that -m NAME finds.", add_completion=False)
-app.add_typer(models)
+models = typer.Typer(
+    name="models", cls=Verbs, help="List, add and remove models by name.", add_completion=False, rich_markup_mode=None
+)
+app.add_typer(models, rich_help_panel=MODELS)
 
 
 @models.callback(invoke_without_command=True)
-def show(context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that -m NAME can name, and that -m auto of ofg register chooses from."""
+def show(context: typer.Context, json: JsonOutput = False) -> None:
+    """List, add and remove models by name: those that -m NAME takes and -m auto chooses from."""
     if context.invoked_subcommand is not None:
         return
     from ofg_deploy.catalogue import added_folder, entries
@@ -47,26 +51,31 @@ def _in_words(row: dict[str, Any]) -> str:
     return f"{row['network']} {row['precision']}, {grid} voxels of {sides} mm, {size}"
 
 
-@models.command()
+@verb(models, examples=(("Add a model, then use it", "ofg models add model.onnx --name knee"),))
 def add(
-    file: Annotated[Path, typer.Argument(help="Model made by ofg export; a card beside it (.md) is copied too.")],
-    name: Annotated[Optional[str], typer.Option(help="What to call it; the file's name if absent.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Model of ofg export; its model card (.md) is copied too.")
+    ],
+    name: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", rich_help_panel=BASIC, help="Name of the model; that of the file if absent."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a model into the user's folder of models, so that -m NAME and -m auto find it."""
     from ofg_deploy import catalogue
 
     entry = catalogue.add(file, name, overwrite)
-    print(f"model: {entry.path}")
-    print(f"next: ofg register FIXED MOVING -m {entry.name}")
+    terminal().print(f"model: {entry.path}", soft_wrap=True)
+    terminal().print(f"next: ofg register FIXED MOVING -m {entry.name}", soft_wrap=True)
 
 
-@models.command()
-def remove(name: Annotated[str, typer.Argument(help="An added model.")]) -> None:
-    """Take an added model out of the user's folder of models."""
+@verb(models, examples=(("A model that was added", "ofg models remove knee"),))
+def remove(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of an added model.")]) -> None:
+    """Remove an added model from the user's folder of models."""
     from ofg_deploy import catalogue
 
-    print(f"removed: {catalogue.remove(name).path}")
+    terminal().print(f"removed: {catalogue.remove(name).path}", soft_wrap=True)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -4,147 +4,239 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from ofg_deploy.cli.app import (
+from ofg_deploy.cli.app import JsonOutput, LimitFile, MaxVoxels, Overwrite, QcFail, app, json_output
+from ofg_deploy.cli.companions import (
+    INTERPOLATION_HELP,
+    Also,
+    AutoInterpolation,
     FillOption,
-    InterpolationOption,
-    JsonOutput,
-    LimitFile,
-    MaxVoxels,
-    ModelOrNone,
-    Overwrite,
+    FixedLabels,
+    FixedMask,
+    FixedPoints,
+    LabelInterpolationOption,
+    MovingLabels,
+    MovingMask,
+    MovingPoints,
     PointsFrameOption,
-    QcFail,
-    app,
-    json_output,
 )
-from ofg_deploy.options.words import Device, Dialect, Executor, LabelInterpolation, Quality, Runtime, StepSimilarity
-
-if TYPE_CHECKING:
-    from ofg_deploy.batch.pairs import Make, Pair
-    from ofg_deploy.serve.images import Images
-    from ofg_deploy.serve.job import Job
+from ofg_deploy.cli.help import BASIC, BATCH, COMPANIONS, OUTPUT, QUALITY, REGISTER, RUNTIME, choices, verb
+from ofg_deploy.options.words import Device, Dialect, Executor, Quality, Runtime, StepSimilarity
 
 
-OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "rebuild")  # options that say nothing without a network
-
-
-@app.command()
+@verb(
+    app,
+    panel=REGISTER,
+    usage="FIXED MOVING",
+    examples=(
+        ("Two images; FIXED and MOVING may also be folders", "ofg register fixed.nii.gz moving.nii.gz -o out"),
+        ("Warp a label map too", "ofg register T1.nii.gz atlas.nii.gz --moving-labels labels.nii.gz -o out"),
+        ("Images of different contrasts", "ofg register T1.nii.gz T2.nii.gz --similarity mind -o out"),
+        ("A cohort from a list, with a report", "ofg register --pairs pairs.csv -o out --report"),
+        ("Go on with a batch that was interrupted", "ofg register --pairs pairs.csv -o out --resume"),
+    ),
+    verbose=True,
+    rare=True,
+)
 def register(
     context: typer.Context,
     fixed: Annotated[
-        Optional[Path], typer.Argument(help="Fixed image (.nii, .nii.gz): the result lies on its grid. Or a folder.")
-    ] = None,
-    moving: Annotated[
-        Optional[Path], typer.Argument(help="Moving image: it is brought to the fixed one. Or a folder.")
-    ] = None,
-    model: ModelOrNone = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the outputs.")] = Path(),
-    pairs: Annotated[
         Optional[Path],
-        typer.Option(
-            help="CSV or JSON list with fixed, moving and perhaps name, moving_labels, also, fixed_labels, fixed_mask, "
-            "moving_mask, fixed_points, moving_points, init; paths relative to it, ; between several."
+        typer.Argument(
+            metavar="FIXED", help="Fixed image (.nii, .nii.gz); the outputs are on its grid. Or a folder of images."
         ),
     ] = None,
+    moving: Annotated[
+        Optional[Path],
+        typer.Argument(metavar="MOVING", help="Moving image, which is warped to the fixed one. Or a folder of images."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            rich_help_panel=BASIC,
+            help="Name of a model (ofg models), an .onnx file, or an engine; none: optimisation without a network; "
+            "auto: the model that was trained on images like these, otherwise none.",
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", rich_help_panel=BASIC, help="Output folder.")
+    ] = Path(),
     init: Annotated[
         Optional[str],
         typer.Option(
             metavar="none|header|centre|rigid|affine|FILE",
-            help="Initial alignment, or a file with a linear transform (.mat, .txt, .tfm, .h5, .lta); if absent the "
+            rich_help_panel=BASIC,
+            help="Initial alignment, or the file of a linear transform (.mat, .txt, .tfm, .h5, .lta); if absent the "
             "one that the model was trained with, affine without a model.",
         ),
     ] = None,
-    fixed_mask: Annotated[
+    pairs: Annotated[
         Optional[Path],
-        typer.Option(help="Mask of the fixed image: the initial alignment ignores voxels where it is 0."),
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=BATCH,
+            help="CSV, TSV or JSON list of pairs with the columns fixed, moving and optionally name, moving_labels, "
+            "also, fixed_labels, fixed_mask, moving_mask, fixed_points, moving_points, init. Paths are relative to "
+            "the list; several in one cell are separated by semicolons.",
+        ),
     ] = None,
-    moving_mask: Annotated[Optional[Path], typer.Option(help="Mask of the moving image, used in the same way.")] = None,
-    moving_labels: Annotated[
-        Optional[list[Path]], typer.Option(help="Label map of the moving image, warped too; may be given again.")
-    ] = None,
-    fixed_labels: Annotated[
-        Optional[Path], typer.Option(help="Label map of the fixed image: Dice and HD95 of the first moving one.")
-    ] = None,
-    label_interpolation: Annotated[
-        LabelInterpolation, typer.Option(help="genericlabel: the label of the largest linear weight.")
-    ] = "nearest",
-    also: Annotated[
-        Optional[list[Path]],
-        typer.Option(help="Another image or 4-D series in the moving space, warped too; repeatable."),
-    ] = None,
-    fixed_points: Annotated[
-        Optional[Path],
-        typer.Option(help="Points (.csv, .fcsv, .mrk.json) on the fixed image: carried to the moving one."),
-    ] = None,
-    moving_points: Annotated[
-        Optional[Path],
-        typer.Option("--moving-points", "--points", help="Points on the moving image: carried to the fixed one."),
-    ] = None,
-    points_frame: PointsFrameOption = None,
-    inverse: Annotated[bool, typer.Option("--inverse", help="Write the inverse on the moving grid too.")] = False,
-    fill: FillOption = "auto",
-    interpolation: InterpolationOption = "auto",
-    device: Annotated[Device, typer.Option(help="Where to run; auto says what it chose.")] = "auto",
-    runtime: Annotated[
-        Runtime,
-        typer.Option(help="What runs the network; auto takes the one measured to be faster and says why."),
+    moving_labels: MovingLabels = None,
+    fixed_labels: FixedLabels = None,
+    label_interpolation: LabelInterpolationOption = "nearest",
+    also: Also = None,
+    interpolation: Annotated[
+        AutoInterpolation,
+        typer.Option(
+            metavar=choices(AutoInterpolation),
+            hidden=True,
+            rich_help_panel=COMPANIONS,
+            help=f"Interpolation of the images of --also; {INTERPOLATION_HELP}",
+        ),
     ] = "auto",
-    threads: Annotated[
-        int, typer.Option(help="CPU threads of the network and of the steps on the pair; 0: automatic.")
-    ] = 0,
+    fixed_points: FixedPoints = None,
+    moving_points: MovingPoints = None,
+    points_frame: PointsFrameOption = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
     field_format: Annotated[
         Dialect,
-        typer.Option("--format", help="Another form to write the transform in as well."),
+        typer.Option(
+            "--format",
+            metavar=choices(Dialect),
+            rich_help_panel=OUTPUT,
+            help="Additional format of the transform.",
+        ),
     ] = "itk",
+    inverse: Annotated[
+        bool,
+        typer.Option("--inverse", rich_help_panel=OUTPUT, help="Also write the inverse transform, on the moving grid."),
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            rich_help_panel=OUTPUT,
+            help="Also write an HTML report: NAME_report.html; report.html for a batch.",
+        ),
+    ] = False,
+    fill: FillOption = "auto",
+    overwrite: Overwrite = False,
+    json: JsonOutput = False,
     quality: Annotated[
         Optional[Quality],
         typer.Option(
-            help="Effort of the steps that optimise the pair itself; default without a network, no steps behind one."
+            metavar=choices(Quality),
+            rich_help_panel=QUALITY,
+            help="Effort of the optimisation of each pair; if absent default without a network, and no optimisation "
+            "after a network.",
         ),
     ] = None,
     refine: Annotated[
         Optional[int],
-        typer.Option(help="The same as a number: at most so many steps on the pair at each level; 0: none."),
+        typer.Option(
+            metavar="N",
+            hidden=True,
+            rich_help_panel=QUALITY,
+            help="The same as a number: at most N optimisation steps at each resolution; 0: none.",
+        ),
     ] = None,
     similarity: Annotated[
         StepSimilarity,
         typer.Option(
-            help="What the steps on the pair follow: ncc (local correlation, images of one contrast), mind (structure, "
-            "images of any two contrasts); auto chooses by the pair."
+            metavar=choices(StepSimilarity),
+            rich_help_panel=QUALITY,
+            help="Similarity of that optimisation: ncc (local correlation) for images of one contrast, mind "
+            "(structure) for images of different contrasts; auto chooses for each pair.",
         ),
     ] = "auto",
-    grid: Annotated[
-        Optional[tuple[int, int, int]],
-        typer.Option(help="Network grid X Y Z for a model that takes several; the field of view grows with it."),
-    ] = None,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="An engine that does not fit this place: rebuild it from its .onnx.")
-    ] = False,
-    max_voxels: MaxVoxels = None,
-    overwrite: Overwrite = False,
-    workers: Annotated[int, typer.Option(help="Pairs of a batch under way at once; 0: cores and one more.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Pairs in one run of the network (ONNX Runtime).")] = 1,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a batch: skip what is done, try again what failed.")
-    ] = False,
-    num_parts: Annotated[int, typer.Option(help="Split a batch into so many parts, and do one.")] = 1,
-    part_id: Annotated[int, typer.Option(help="Which part: 0 to --num-parts - 1.")] = 0,
-    executor: Annotated[Executor, typer.Option(help="ray: actors on a Ray cluster, one engine each.")] = "here",
-    address: Annotated[Optional[str], typer.Option(help="Of the Ray cluster; as Ray finds it if absent.")] = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Write a page to look at: NAME_report.html, of a batch as ofg report.")
-    ] = False,
     qc_fail: QcFail = False,
     limits: LimitFile = None,
-    json: JsonOutput = False,
+    device: Annotated[
+        Device,
+        typer.Option(metavar=choices(Device), rich_help_panel=RUNTIME, help="Device; auto: a GPU if one can be used."),
+    ] = "auto",
+    runtime: Annotated[
+        Runtime,
+        typer.Option(
+            metavar=choices(Runtime),
+            rich_help_panel=RUNTIME,
+            help="Inference runtime of the network; auto: the fastest in earlier measurements.",
+        ),
+    ] = "auto",
+    threads: Annotated[int, typer.Option(metavar="N", rich_help_panel=RUNTIME, help="CPU threads; 0: automatic.")] = 0,
+    grid: Annotated[
+        Optional[tuple[int, int, int]],
+        typer.Option(
+            metavar="X Y Z",
+            hidden=True,
+            rich_help_panel=RUNTIME,
+            help="Network grid in voxels (dynamic-shape models only); the field of view grows with it.",
+        ),
+    ] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            hidden=True,
+            rich_help_panel=RUNTIME,
+            help="Rebuild an engine from its .onnx if it is incompatible with this GPU or TensorRT.",
+        ),
+    ] = False,
+    max_voxels: MaxVoxels = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", rich_help_panel=BATCH, help="Pairs in progress at the same time; 0: automatic."),
+    ] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=BATCH, help="Continue a batch: skip finished pairs, retry failed ones."
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N", hidden=True, rich_help_panel=BATCH, help="Pairs in one call of the network (ONNX Runtime)."
+        ),
+    ] = 1,
+    num_parts: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            hidden=True,
+            rich_help_panel=BATCH,
+            help="Split the batch into N parts for the jobs of a cluster, and do only part --part-id.",
+        ),
+    ] = 1,
+    part_id: Annotated[
+        int,
+        typer.Option(
+            metavar="K", hidden=True, rich_help_panel=BATCH, help="Number of the part, from 0 to --num-parts - 1."
+        ),
+    ] = 0,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            metavar=choices(Executor),
+            hidden=True,
+            rich_help_panel=BATCH,
+            help="here: this machine; ray: actors on a Ray cluster, each with its own engine.",
+        ),
+    ] = "here",
+    address: Annotated[
+        Optional[str],
+        typer.Option(metavar="ADDRESS", hidden=True, rich_help_panel=BATCH, help="Ray address; auto if absent."),
+    ] = None,
 ) -> None:
-    """Register FIXED MOVING: warped image, transform (ITK), all that moves with it, and a JSON sidecar.
+    """Register MOVING to FIXED: warped image, transform, labels and points, quality measures.
 
-    A batch: --pairs LIST, two folders (by file name), or one image and a folder.
+    Many pairs in one run: --pairs LIST, two folders (files are matched by name), or one image and a folder.
     """
     import signal
     from dataclasses import replace
@@ -152,6 +244,7 @@ def register(
 
     from ofg_deploy.batch.pairs import Part
     from ofg_deploy.cli.verbs.batch import Running
+    from ofg_deploy.cli.verbs.jobs import pairs_of, settled
     from ofg_deploy.cli.verbs.report import QualityControl
     from ofg_deploy.errors import UsageError
     from ofg_deploy.nifti_file import MAX_VOXELS
@@ -195,7 +288,7 @@ def register(
     if rebuild:
         from ofg_deploy.cli.verbs.building import rebuild as rebuild_engine
     how = (device, threads, rebuild_engine if rebuild else None, runtime)
-    settle = partial(_settle, context, model, refine, quality)
+    settle = partial(settled, context, model, refine, quality)
     running = Running(workers, batch_size, resume, Part(part_id, num_parts), executor, address)
     if limits and not (report or qc_fail):
         raise UsageError("--limits goes with --report or --qc-fail")
@@ -217,67 +310,9 @@ def register(
     from ofg_deploy.batch.work import Means
     from ofg_deploy.cli.verbs import batch
 
-    found = _pairs_of(fixed, moving, pairs, out, make, beside)
+    found = pairs_of(fixed, moving, pairs, out, make, beside)
     path, jobs = settle([pair.job for pair in found], Images(), of_batch=True)
     found = [replace(pair, job=job) for pair, job in zip(found, jobs, strict=True)]
     means = Means(path, *how, running.workers_here(), batch_size, out)
     with json_output(json) as answer, judged.of_folder(out, overwrite or resume):
         batch.register(found, out, means, running, sys.argv, answer)
-
-
-def _pairs_of(
-    fixed: Optional[Path], moving: Optional[Path], pairs: Optional[Path], out: Path, make: Make, beside: dict[str, Any]
-) -> list[Pair]:
-    """Of a batch, from two folders, an image and a folder, or a list."""
-    from ofg_deploy.batch.pairs import from_folders, from_list
-    from ofg_deploy.errors import UsageError
-    from ofg_deploy.image_folder import look_into
-
-    if fixed and moving and not pairs:
-        found = from_folders(fixed, moving, out, make, beside)
-        for folder in dict.fromkeys(path for path in (fixed, moving) if path.is_dir()):
-            if remark := look_into(folder).remark():
-                print(f"ofg: warning: {remark}", file=sys.stderr)
-        return found
-    if fixed or any(beside.values()):
-        raise UsageError("with --pairs the list names all files, in its own columns: leave them out of the command")
-    assert pairs is not None
-    return from_list(pairs, out, make)
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _settle(
-    context: typer.Context,
-    model: str,
-    refine: Optional[int],
-    quality: Any,
-    jobs: list[Job],
-    images: Images,
-    of_batch: bool,
-) -> tuple[Optional[Path], list[Job]]:
-    """The model's file, None for no network, and the jobs with the steps on the pair that go with it.
-
-    Raises:
-        UsageError: options of a network's runtime where there is no network, or of the steps where none are taken.
-    """
-    from dataclasses import replace
-
-    from ofg_deploy.errors import UsageError
-    from ofg_deploy.serve.automatic import choose
-
-    found = choose(model, jobs, images, of_batch)
-    given = [f"--{name.replace('_', '-')}" for name in OF_AN_ENGINE if _given(context, name)]
-    if found.path is None and given:
-        why = f" ({found.reason})" if found.reason else ""
-        raise UsageError(f"{', '.join(given)}: there is no network to act on{why}: leave it out, or give -m MODEL")
-    by_default = found.path is None and refine is None and quality is None
-    steps: Any = "default" if by_default else quality
-    if _given(context, "similarity") and not steps and not refine:
-        raise UsageError(
-            "--similarity is followed by the steps on the pair, and none are taken: add --quality or --refine"
-        )
-    return found.path, [replace(job, quality=steps, model_choice=found.reason) for job in jobs]

@@ -8,33 +8,59 @@ from typing import Annotated, Optional
 import typer
 
 from ofg_deploy.cli.app import JsonOutput, LimitFile, Overwrite, QcFail, app, json_output
+from ofg_deploy.cli.help import BASIC, OUTPUT, QUALITY, REGISTER, verb
 from ofg_deploy.errors import UsageError
 
 LimitOptions = Annotated[
     Optional[list[str]],
-    typer.Option("--limit", metavar="KEY=[WARN:]FAIL", help="A limit, or KEY=none for no limit; may be given again."),
+    typer.Option(
+        "--limit",
+        metavar="KEY=[WARN:]FAIL",
+        rich_help_panel=QUALITY,
+        help="One quality limit, or KEY=none for no limit; repeatable.",
+    ),
 ]
 
 
-@app.command()
+@verb(
+    app,
+    panel=REGISTER,
+    examples=(
+        ("A page on a folder of registrations", "ofg report out"),
+        ("Fail in a script if a pair folds too much", "ofg report out --limit folding_percent=0.5:1 --qc-fail"),
+    ),
+)
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of ofg register.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of ofg register.")],
     out: Annotated[
-        Optional[Path], typer.Option("--out", "-o", help="Page to write; DIR/report.html if absent.")
+        Optional[Path],
+        typer.Option(
+            "--out", "-o", metavar="FILE", rich_help_panel=BASIC, help="HTML page; DIR/report.html if absent."
+        ),
     ] = None,
     limits: LimitFile = None,
     limit: LimitOptions = None,
     pictures: Annotated[
-        str, typer.Option(metavar="N|all", help="Pairs that have a figure, worst first; thumbnails for the others.")
+        str,
+        typer.Option(
+            metavar="N|all",
+            rich_help_panel=OUTPUT,
+            help="Pairs with a full figure, worst first; thumbnails of the rest.",
+        ),
     ] = "20",
     radiological: Annotated[
-        bool, typer.Option("--radiological", help="Show the patient's right on the left of axial and coronal pictures.")
+        bool,
+        typer.Option(
+            "--radiological",
+            rich_help_panel=OUTPUT,
+            help="Radiological convention: the patient's right is on the left of the picture.",
+        ),
     ] = False,
     qc_fail: QcFail = False,
     json: JsonOutput = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge the registrations in DIR: a page to look at (report.html), and beside it a table (qc.tsv)."""
+    """Report on the quality of registrations: an HTML page and a table (qc.tsv), the worst pairs first."""
     from dataclasses import replace
 
     from ofg_deploy.cli.verbs import report as on_terminal

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ofg_deploy.cli.app import app
-from ofg_deploy.cli.from_options import InPanels, takes, with_assigned
+from ofg_deploy.cli.from_options import takes, with_assigned
+from ofg_deploy.cli.help import TRAIN, verb
 from ofg_deploy.errors import Interrupted
 from ofg_deploy.extras import need
 from ofg_deploy.options.training import BASIC, PANELS, TRAINING
@@ -16,20 +17,33 @@ from ofg_deploy.options.training import BASIC, PANELS, TRAINING
 ORDERED = dict(sorted(TRAINING.items(), key=lambda item: PANELS.index(item[1].about.panel)))
 
 
-@app.command(cls=InPanels)
+@verb(
+    app,
+    panel=TRAIN,
+    examples=(
+        ("A folder of images, two hours on this machine", "ofg train images --hours 2 -o run"),
+        ("With label maps for validation and supervision", "ofg train images --labels labels --dice-weight 1 -o run"),
+        ("The published method on IXI", "ofg train ixi/dataset.json --recipe ixi --recipe paper -o run"),
+        ("Continue an interrupted run", "ofg train -o run --resume"),
+        ("Four GPUs", "torchrun --nproc-per-node 4 -m ofg_deploy train images -o run"),
+    ),
+    rare=True,
+)
 @takes(ORDERED)
 def train(
     images: Annotated[
         Optional[Path],
         typer.Argument(
             metavar="DATA",
-            help="dataset.json of ofg data, folder of NIfTI, or CSV or JSON list of pairs; if absent dataset.json or "
-            "images (and labels) of the current folder.",
+            help="Folder of NIfTI images, dataset.json of ofg data, or CSV, TSV or JSON list of pairs; if absent "
+            "dataset.json, or the folders images and labels, of the current folder.",
         ),
     ] = None,
-    run: Annotated[Path, typer.Option("--out", "-o", help="Run folder.", rich_help_panel=BASIC)] = Path("run"),
+    run: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run folder.", rich_help_panel=BASIC)] = Path(
+        "run"
+    ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out as it was configured.", rich_help_panel=BASIC)
+        bool, typer.Option("--resume", help="Continue the run in --out with its own options.", rich_help_panel=BASIC)
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=BASIC)
@@ -38,7 +52,7 @@ def train(
         Optional[Path],
         typer.Option(
             metavar="FILE",
-            help="JSON file of options by name; config.json of a run is one. Options on the command line win.",
+            help="JSON file of options, such as config.json of a run. Options on the command line win.",
             rich_help_panel=BASIC,
         ),
     ] = None,
@@ -47,16 +61,13 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any other option by name, may be repeated; all are in docs/training-options.md.",
+            help="Any other option by its name in docs/training-options.md; repeatable.",
             rich_help_panel=BASIC,
         ),
     ] = None,
     **given: Any,
 ) -> None:
-    """Train a network: images -> run folder with checkpoints.
-
-    Several GPUs or machines: torchrun --nproc-per-node N -m ofg_deploy train ...
-    """
+    """Train a registration network on a folder of images, with On-the-Fly Guidance."""
     need("torch", "lightning_fabric", "tensorboard", "matplotlib", "filelock")
     options = with_assigned(given, assigned or (), TRAINING)
     from ofg_deploy.cli.verbs.train import Terminal, is_first

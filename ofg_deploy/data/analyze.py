@@ -42,7 +42,7 @@ def load(path: Path) -> tuple[npt.NDArray[Any], Spacing]:
         raise InputError(f"{path} is not Analyze like its companion: give both files of a subject in one format")
     body = next((b for b in (path.with_suffix(".img"), path.with_suffix(".img.gz")) if b.is_file()), None)
     if body is None:
-        raise InputError(f"{path} lies there without its .img or .img.gz")
+        raise InputError(f"{path}: missing .img or .img.gz")
     try:
         image = nib.AnalyzeImage.from_file_map({"header": FileHolder(str(path)), "image": FileHolder(str(body))})
         shape = tuple(int(n) for n in image.shape)

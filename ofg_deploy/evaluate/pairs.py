@@ -54,8 +54,8 @@ def find_pairs(source: Path | str, labels: Path | str | None) -> list[Pair]:
     """Pairs of a list, or of a folder written by ``ofg register``.
 
     A list has the columns (CSV) or keys (JSON) ``COLUMNS`` and ``name``, of which ``transform`` must be there, empty
-    or ``identity`` for the headers alone; its paths are relative to the list. Other columns are refused, because a
-    mistyped one would be taken for absent.
+    or ``identity`` for the headers alone; its paths are relative to the list. Of other columns see
+    ``pair_list.read_rows``.
 
     Args:
         source: the list or the folder.

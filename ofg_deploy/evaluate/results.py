@@ -56,6 +56,32 @@ MEASURES = {
     "tre_start_max_mm": "largest after the initial alignment",
     "seconds": "time of the evaluation",
 }
+# What people call the same, with its unit, where there is room for a few words.
+TITLES = {
+    "dice": "Dice",
+    "dice_before": "Dice before",
+    "dice_start": "Dice initial",
+    "hd95_mm": "HD95 (mm)",
+    "hd95_before_mm": "HD95 before (mm)",
+    "hd95_start_mm": "HD95 initial (mm)",
+    "hd95_l2r": "HD95 Learn2Reg",
+    "labels": "labels",
+    "labels_in_one_map": "labels in one map",
+    "outside_percent": "outside (%)",
+    "folding_percent": "folding (%)",
+    "non_diffeomorphic_percent": "folded volume (%)",
+    "min_jacobian": "min Jacobian",
+    "sdlogj": "SDlogJ",
+    "sdlogj_l2r": "SDlogJ Learn2Reg",
+    "landmarks": "landmarks",
+    "landmarks_outside": "landmarks outside",
+    **{
+        f"tre_{when}{key}_mm": f"TRE {word}{name} (mm)"
+        for when, word in (("", ""), ("before_", "before, "), ("start_", "initial, "))
+        for key, name in (("mean", "mean"), ("median", "median"), ("p95", "95 %"), ("max", "max"))
+    },
+    "seconds": "seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -93,9 +119,9 @@ def write(
     labels = [{"pair": e.pair.name, **asdict(score)} for e in evaluations for score in e.labels]
     record = _record(folder, source, evaluations, failures, space, command)
     content: dict[str, Callable[[Path], object]] = {
-        "results.csv": lambda path: path.write_bytes(_table(rows, ["pair", *MEASURES])),
-        "labels.csv": lambda path: path.write_bytes(_table(labels, LABEL_COLUMNS)),
-        "failures.csv": lambda path: path.write_bytes(_table([f.record() for f in failures], ["pair", "error"])),
+        "results.csv": lambda path: path.write_bytes(table(rows, ["pair", *MEASURES])),
+        "labels.csv": lambda path: path.write_bytes(table(labels, LABEL_COLUMNS)),
+        "failures.csv": lambda path: path.write_bytes(table([f.record() for f in failures], ["pair", "error"])),
         "boxplot.png": lambda path: draw_dice(path, evaluations),
         "results.json": lambda path: path.write_text(to_json(record)),
     }
@@ -153,7 +179,8 @@ def _record(
     }
 
 
-def _table(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
+def table(rows: Sequence[dict[str, Any]], columns: list[str]) -> bytes:
+    """Rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -83,7 +83,10 @@ def rebuild(
     """
     onnx = engine.with_name(record.onnx)
     if not onnx.is_file():
-        raise DeviceError(f"{engine} does not fit and {onnx} is not there to rebuild it from: export it again")
+        raise DeviceError(
+            f"{engine} is incompatible with this GPU or TensorRT, and {onnx}, to rebuild it from, is missing: export "
+            "it again"
+        )
     most = max(high[0] for _, _, high in record.profile.values())
     tools = choose_toolchain(BuildOptions(max_batch=most))
     say(f"rebuilding it from {onnx} with {tools}")

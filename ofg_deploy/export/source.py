@@ -110,7 +110,9 @@ def on_grid(expects: NetworkInput, name: str, grid: Shape | None) -> NetworkInpu
     architecture.check_grid(grid)
     if architecture.weights_know_grid and architecture.padded_grid(grid) != architecture.padded_grid(expects.shape):
         given, own = (" ".join(map(str, shape)) for shape in (grid, expects.shape))
-        raise UsageError(f"`grid` {given}: {name} has learned the places of its grid {own}, train it on the new grid")
+        raise UsageError(
+            f"`grid` {given}: the position embeddings of {name} are tied to grid {own}: train it on the new grid"
+        )
     return replace(expects, shape=grid)
 
 

@@ -28,7 +28,7 @@ class ModelOptions:
     )
     precision: ExportPrecision = option(
         "fp32",
-        "Arithmetic of the graph; auto: fp16, mixed or fp32, the lowest that holds, and the reason is printed.",
+        "Precision of the graph; auto: the lowest of fp16, mixed and fp32 that passes the parity check.",
         MODEL,
         shown=True,
     )
@@ -50,12 +50,12 @@ class EngineOptions:
         flags=("--cpu-build",),
     )
     target: str | None = option(
-        None, "Compute capabilities of the GPUs to build for without a GPU: sm86,sm89,sm120.", ENGINE, shown=True
+        None, "Compute capabilities to build for without a GPU: sm86,sm89,sm120.", ENGINE, shown=True, metavar="LIST"
     )
     trt_module: EngineModule = option("auto", "Package that builds the engine.", ENGINE, shown=True)
-    max_batch: int = option(1, "Most pairs per batch in the engine.", ENGINE, shown=True, least=1)
+    max_batch: int = option(1, "Largest batch size of the engine.", ENGINE, shown=True, least=1)
     rebuild: bool = option(
-        False, "Build the engine even if it is in the cache.", ENGINE, shown=True, flags=("--rebuild",)
+        False, "Build the engine again although it is in the cache.", ENGINE, shown=True, flags=("--rebuild",)
     )
 
 
@@ -66,32 +66,42 @@ class CheckpointOptions:
     network: str | None = option(None, "Network architecture.", CHECKPOINT, shown=True, metavar="NAME")
     diffeomorphic: bool | None = option(
         None,
-        "The network predicts a stationary velocity field: integrate it.",
+        "The network predicts a stationary velocity field, which is integrated.",
         CHECKPOINT,
         shown=True,
         flags=("--diffeomorphic",),
     )
     recipe: RecipeName | None = option(
-        None, "Data set it was trained on; options that are given as well win.", CHECKPOINT, shown=True, metavar="NAME",
-    )  # fmt: skip
+        None,
+        "Data set it was trained on; options given explicitly take precedence.",
+        CHECKPOINT,
+        shown=True,
+        metavar="NAME",
+    )
     spacing: tuple[float, float, float] | None = option(
         None, "Voxel size of the network grid in mm.", CHECKPOINT, shown=True, default="1 1 1"
     )
     axes: str | None = option(
-        None, "Anatomical directions of `grid` and `spacing`.", CHECKPOINT, shown=True, default="RAS"
+        None, "Anatomical directions of `grid` and `spacing`.", CHECKPOINT, shown=True, default="RAS", metavar="AXES"
     )
     intensity: str | None = option(
-        None, "How intensities become 0..1 (as in training).", CHECKPOINT, shown=True, default="minmax"
+        None,
+        "Normalisation of intensities to 0..1, as in training.",
+        CHECKPOINT,
+        shown=True,
+        default="minmax",
+        metavar="RECIPE",
     )
     init: Init | None = option(
         None, "Initial alignment that the network expects.", CHECKPOINT, shown=True, default="affine"
     )
     pairs: Path | None = option(
         None,
-        "Folder or list of real pairs to check the exported model on.",
+        "List or folder of pairs to check the exported model on.",
         CHECKPOINT,
         shown=True,
         default="one synthetic pair",
+        metavar="LIST",
     )
 
 

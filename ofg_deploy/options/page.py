@@ -15,7 +15,7 @@ Made from `ofg_deploy/options/` by `python -m ofg_deploy.options.page`; do not e
 There are four ways to give an option:
 
 - **On the command line**, as a flag with dashes: `--batch-size 2`. `ofg train --help` lists the options in
-  **bold**; the others are flags as well. What is on by default, or by a recipe, is switched off by `--no-steady`,
+  **bold**, `ofg train --help-all` all of them. What is on by default, or by a recipe, is switched off by `--no-steady`,
   `--no-flip` and `--one-way`.
 - **`ofg train --set NAME=VALUE`**, for any of them, as often as needed: `--set guidance_steps=4 --set flip=true`.
   Several numbers are separated by commas: `--set grid=160,192,224`. An option that is given twice, by flag and

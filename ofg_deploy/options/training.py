@@ -83,7 +83,7 @@ class Weights:
         10, "Epochs between pictures of the first validation pair; 0 draws none.", BASIC, least=0
     )
     seed: int = option(
-        0, "Seed of the initial weights, of the choice of pairs and of their order.", BASIC, shown=True,
+        0, "Seed of the initial weights and of the selection and order of pairs.", BASIC, shown=True,
         least=0, most=2**32 - 1,
     )  # fmt: skip
     two_way: bool = option(
@@ -106,7 +106,7 @@ class Weights:
         "Learning rate of the network at the first epoch; it decays as (1 - epoch / epochs)^0.9.",
         NETWORK,
         shown=True,
-        default="follows the length of the run, 1e-4 for 500 epochs of 400 pairs",
+        default="depends on the length of the run; 1e-4 for 500 epochs of 400 pairs",
         above=0,
     )
     batch_size: int = option(1, "Pairs per batch, in each process.", NETWORK, shown=True, least=1)
@@ -122,7 +122,7 @@ class Weights:
     )
     guidance: Guidance = option(
         "ofg",
-        "ofg: On-the-Fly Guidance, the refined field is the target; none: unsupervised baseline.",
+        "ofg: On-the-Fly Guidance, refined fields are the targets; none: unsupervised baseline.",
         GUIDANCE,
         shown=True,
     )
@@ -209,28 +209,36 @@ class Selection:
     """Which data a network is trained on, how its input is made, and how long it may take."""
 
     labels: Path | None = option(
-        None, "Folder of label maps, named like the images. Data sets and lists name their own.", DATA, shown=True
+        None,
+        "Folder of label maps, named like the images. Data sets and lists name their own.",
+        DATA,
+        shown=True,
+        metavar="DIR",
     )
     recipe: tuple[str, ...] = option(
         (),
-        f"Published defaults of a data set ({', '.join(get_args(RecipeName))}) or of the method ({PAPER}). May be "
-        "given twice, once for each; options that are given as well win.",
+        f"Published defaults of a data set ({', '.join(get_args(RecipeName))}) or of the method ({PAPER}). "
+        "Repeatable, once for each; options given explicitly take precedence.",
         BASIC,
         shown=True,
         metavar="NAME",
     )
     hours: float | None = option(
         None,
-        "Plan a run that ends in so many hours on this machine: epochs, steps, learning rate and, without a GPU, a "
-        "compact network. Options that are given as well win.",
+        "Plan a run that takes so many hours on this machine: epochs, steps, learning rate and, without a GPU, a "
+        "compact network. Options given explicitly take precedence.",
         BASIC,
         shown=True,
         metavar="H",
         above=0,
     )
     skip_bad: bool = option(False, "Leave out images that cannot be used, with a warning.", DATA, flags=("--skip-bad",))
-    pairs: int | None = option(
-        None, "Most training pairs.", DATA, default="400 where pairs are drawn at random, otherwise all", least=1
+    max_pairs: int | None = option(
+        None,
+        "Largest number of training pairs.",
+        DATA,
+        default="400 where pairs are drawn at random, otherwise all",
+        least=1,
     )
     grid: tuple[int, int, int] | None = option(
         None, "Network grid in voxels, X Y Z.", DATA, shown=True, default="planned from the images"
@@ -238,11 +246,12 @@ class Selection:
     spacing: tuple[float, float, float] | None = option(
         None, "Voxel size of the network grid in mm.", DATA, shown=True, default="planned from the images"
     )
-    axes: str = option("RAS", "Anatomical directions of `grid` and `spacing`.", DATA)
+    axes: str = option("RAS", "Anatomical directions of `grid` and `spacing`.", DATA, metavar="AXES")
     intensity: str = option(
         "percentile:0.5,99.5",
         "How intensities become 0..1: percentile:LOW,HIGH, minmax, window:LOW,HIGH or linear:LOW,HIGH.",
         DATA,
+        metavar="RECIPE",
     )
     init: Init = option("affine", "Initial alignment of a pair, before the network.", DATA, shown=True)
     starts: Starts | None = option(
@@ -253,7 +262,11 @@ class Selection:
         default="frame where that is less work",
     )
     cache: Path | None = option(
-        None, "Folder of prepared pairs, which several runs can share.", RUNTIME, default="cache in the run folder"
+        None,
+        "Folder of prepared pairs, which several runs can share.",
+        RUNTIME,
+        default="cache in the run folder",
+        metavar="DIR",
     )
 
 

@@ -151,4 +151,7 @@ def adds_nothing(
     names = {"dice": "Dice", "ncc": "NCC", "mi": "mutual information"}
     figures = [f"{names[key]} {numbers[f'{key}_start']:.3f} -> {numbers[f'{key}_after']:.3f}" for key in keys]
     figures += [f"energy {energies[0]:.4g} -> {energies[1]:.4g}"] if energies else []
-    return f"no gain over the initial alignment ({', '.join(figures)}): compare with `init` alone, or use another model"
+    return (
+        f"no gain over the initial alignment ({', '.join(figures)}): compare with `model=none` and `refine=0`, or use "
+        "another model"
+    )

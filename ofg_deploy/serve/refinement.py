@@ -29,7 +29,7 @@ STOPS: dict[Stop, str] = {
     "steps": "all steps taken",
     "stalled": "the energy stalled",
     "folding": "the next step would fold too much",
-    "flat": "nothing in the images pulls",
+    "flat": "zero gradient: the images have no structure here",
 }
 
 LEVELS = 3  # coarse levels, each of half the resolution of the one before

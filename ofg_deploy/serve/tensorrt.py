@@ -139,7 +139,10 @@ class TensorRTEngine:
             record, plan = read_record(path), path.read_bytes()
             problems = self._problems(path, plan, record, here)
         if problems:
-            raise DeviceError(f"{path} does not fit: {'; '.join(problems)}: add `rebuild=True` or export it again")
+            raise DeviceError(
+                f"{path} is incompatible with this GPU or TensorRT: {'; '.join(problems)}: add `rebuild=True` or "
+                "export it again"
+            )
         trt = find_module(record.module)
         assert trt is not None  # place_mismatches named it otherwise
         self.contract = record.contract
@@ -161,7 +164,7 @@ class TensorRTEngine:
             raise DeviceError(f"{path} cannot be loaded by {trt}: {'; '.join(trt.log.errors) or 'no reason given'}")
         problems = content_mismatches(record, *describe(self._engine))
         if problems:
-            raise DeviceError(f"{path} does not fit its record: {'; '.join(problems)}: export it again")
+            raise DeviceError(f"{path} differs from its record: {'; '.join(problems)}: export it again")
         if trt.captures_itself:
             config = self._engine.create_runtime_config()
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -254,6 +254,8 @@ def save_epoch(
         "seed": config.seed,
         "diffeomorphic": config.diffeomorphic,
         "val_dice": row.val_dice,
+        "val_ncc": row.val_ncc,
+        "val_folding_percent": row.val_folding_percent,
         "version": __version__,
         "images": images.to_record(),
     }

@@ -126,7 +126,7 @@ def find(
     if Run(run).config.exists() and not overwrite:
         raise held(run)
     at_random = budget.most_pairs if budget else DEFAULT_PAIRS
-    every = find_pairs(data, selection.labels, selection.pairs, seed, at_random)
+    every = find_pairs(data, selection.labels, selection.max_pairs, seed, at_random)
     found, left_out = check_pairs(every, selection.skip_bad)
     remark = look_into(data).remark() if data.is_dir() and find_dataset(data) is None else None
     for line in (remark, left_out):

@@ -18,7 +18,7 @@ from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
 from ofg_deploy.batch.work import Means, Outcome, Status
 from ofg_deploy.cli.spelling import spelled
-from ofg_deploy.cli.terminal import both
+from ofg_deploy.cli.terminal import both, is_quiet, is_verbose, shows_progress
 from ofg_deploy.cli.verbs.register import method
 from ofg_deploy.errors import BatchError, InputError, Interrupted, OfgError, UsageError, check_count
 from ofg_deploy.nifti import load_grid
@@ -100,8 +100,8 @@ def register(
     with record.alone(), _executor(running, means) as executor:
         facts = executor.facts
         _check(mine, facts.contract, running.resume)
-        said = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider
-        network = f"network {facts.contract.network} on {said} ({facts.runtime})" if means.model else None
+        where = f"{facts.engines} x {facts.provider}" if facts.engines > 1 else facts.provider
+        network = f"network {facts.contract.network} on {where} ({facts.runtime})" if means.model else None
         for line in method(mine[0].job, network) if mine else ():
             console.print(line, soft_wrap=True)
         if running.batch_size > 1:
@@ -191,7 +191,7 @@ def _progress(stderr: Console, record: Record) -> Iterator[Callable[[Outcome], N
         TimeRemainingColumn(),
     ]
     told = time.monotonic()
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not shows_progress(stderr)) as progress:
         task = progress.add_task("", total=len(record.pairs), said="")
 
         def advance(outcome: Outcome) -> None:
@@ -201,7 +201,9 @@ def _progress(stderr: Console, record: Record) -> Iterator[Callable[[Outcome], N
             if outcome.status == "failed":
                 name = " ".join(outcome.name.split())
                 progress.console.print(f"ofg: warning: {name} failed: {spelled(str(outcome.error))}", soft_wrap=True)
-            if not stderr.is_terminal and time.monotonic() - told > PLAIN_EVERY_S:
+            if is_verbose() and outcome.status == "done":
+                progress.console.print(f"done: {outcome.name} ({outcome.seconds:.1f} s)", soft_wrap=True)
+            if not (stderr.is_terminal or is_quiet()) and time.monotonic() - told > PLAIN_EVERY_S:
                 told = time.monotonic()
                 stderr.print(f"ofg: {_so_far(record)}, {_rate(record)}{_left(record)}", soft_wrap=True)
 

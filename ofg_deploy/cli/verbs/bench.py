@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ofg_deploy.bench.picture import draw_rows
 from ofg_deploy.bench.plan import TableOptions
 from ofg_deploy.bench.proof import ProofOptions, prove, turns
 from ofg_deploy.bench.table import measure_table
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import plain_table, terminal, warn
 from ofg_deploy.cli.verbs.building import bars_on
 from ofg_deploy.errors import UsageError
 from ofg_deploy.extras import need
@@ -22,11 +21,11 @@ from ofg_deploy.outputs import check_writable, staged, to_json
 MB = 1e6
 LOADED = 0.5  # of the cores
 DIFFERENCES = {
-    "field_mm_mean": ("mm, mean", "{:.2g}"),
-    "field_mm_p99": ("mm, 99 %", "{:.2g}"),
-    "field_mm_max": ("mm, max", "{:.2g}"),
+    "field_mm_mean": ("mean mm", "{:.2g}"),
+    "field_mm_p99": ("99 % mm", "{:.2g}"),
+    "field_mm_max": ("max mm", "{:.2g}"),
     "dice_difference": ("Dice", "{:.1g}"),
-    "folding_difference_percent": ("folding (%)", "{:.1g}"),
+    "folding_difference_percent": ("folding %", "{:.1g}"),
 }
 
 
@@ -79,16 +78,16 @@ def _title(report: dict[str, Any]) -> str:
 
 
 def _print_proof(console: Console, report: dict[str, Any]) -> None:
-    columns = ("candidate", "guidance", "p50 (ms)", "p95 (ms)", "ratio (95 %)", "of processor time", "peak (MB)")
-    table = Table(*columns, title=_title(report))
+    console.print(_title(report), soft_wrap=True)
+    table = plain_table("candidate", "guidance", "p50 (ms)", "ratio (95 %)", "CPU ratio")
     for row in report["latency"]:
-        ratios = (_interval(row["ratio"]), _interval(row["processor_ratio"]))
-        times = _times(row)
-        table.add_row(row["candidate"], row["guidance"] or "-", *times, *ratios, _megabytes(row["peak_bytes"]))
+        ratios = (_interval(row["ratio"]), f"{row['processor_ratio']['median']:.3f}")
+        table.add_row(_short(row["candidate"]), row["guidance"] or "-", _ms(row["p50_s"]), *ratios)
     console.print(table)
-    for name in dict.fromkeys(row["model"] for row in report["latency"]):
-        candidates = [row["candidate"] for row in report["latency"] if row["model"] == name]
-        console.print(f"{', '.join(candidates)}: {name}", soft_wrap=True)
+    console.print("ratio: to the first row, in turn with it; CPU ratio: of the processor time", soft_wrap=True)
+    for row in report["latency"]:
+        memory = "" if row["peak_bytes"] is None else f", peak {_megabytes(row['peak_bytes'])} MB"
+        console.print(f"{_short(row['candidate'])}: p95 {_ms(row['p95_s'])} ms{memory}, {row['model']}", soft_wrap=True)
     flops = report["flops"]
     same = "same topology" if report["same_topology"] else "topology"
     console.print(
@@ -100,29 +99,28 @@ def _print_proof(console: Console, report: dict[str, Any]) -> None:
     )
     if report["load_average"] is not None and report["load_average"] > LOADED * report["cores"]:
         load = f"load {report['load_average']:.1f} on {report['cores']} cores before the start"
-        console.print(
-            f"warning: {load}: measure again on a quiet machine; of this, trust processor time on one thread most",
-            soft_wrap=True,
-        )
+        advice = "measure again on a quiet machine; until then processor time on one thread is the most reliable"
+        warn(terminal(stderr=True), [f"{load}: {advice}"])
     if flops["uncounted"]:
         console.print(f"not counted: {', '.join(flops['uncounted'])}", soft_wrap=True)
 
 
 def _print_rows(console: Console, report: dict[str, Any]) -> None:
-    names = [name for name, _ in DIFFERENCES.values()]
-    columns = ("runtime", "precision", "p50 (ms)", "p95 (ms)", "ratio", "peak (MB)", "file (MB)")
-    table = Table(*columns, *names, title=_title(report))
-    for row in report["rows"]:
-        if row["why_not"] is None:
-            sizes = (_megabytes(row["peak_bytes"]), _megabytes(row["file_bytes"]))
-            speed = (*_times(row), f"{row['ratio']['median']:.2f}")
-            table.add_row(row["runtime"], row["precision"], *speed, *sizes, *_differences(row["difference"]))
-        else:
-            table.add_row(row["runtime"], row["precision"], *["-"] * 5, *["-"] * len(names))
-    console.print(table)
+    console.print(_title(report), soft_wrap=True)
+    measured = [row for row in report["rows"] if row["why_not"] is None]
+    speed = plain_table("runtime", "precision", "p50 (ms)", "ratio", "peak (MB)", "file (MB)")
+    accuracy = plain_table("runtime", "precision", *(name for name, _ in DIFFERENCES.values()))
+    for row in measured:
+        names = (row["runtime"], row["precision"])
+        sizes = (_megabytes(row["peak_bytes"]), _megabytes(row["file_bytes"]))
+        speed.add_row(*names, _ms(row["p50_s"]), f"{row['ratio']['median']:.2f}", *sizes)
+        accuracy.add_row(*names, *_differences(row["difference"]))
+    console.print(speed)
+    console.print()
+    console.print(accuracy)
     pairs = report["pairs"]
     console.print(
-        f"ratio: to the first row that ran, in turn with it; differences: from float32, {pairs['count']} pairs "
+        f"ratio: to the first row; mm, Dice and folding: differences from float32, {pairs['count']} pairs "
         f"({pairs['from']})",
         soft_wrap=True,
     )
@@ -131,8 +129,12 @@ def _print_rows(console: Console, report: dict[str, Any]) -> None:
             console.print(f"not measured: {row['runtime']} {row['precision']}: {row['why_not']}", soft_wrap=True)
 
 
-def _times(row: dict[str, Any]) -> tuple[str, str]:
-    return f"{row['p50_s'] * 1e3:.1f}", f"{row['p95_s'] * 1e3:.1f}"
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}"
+
+
+def _short(candidate: str) -> str:
+    return candidate.removesuffix(" on the pair")
 
 
 def _interval(ratio: dict[str, float]) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import shows_progress, terminal
 from ofg_deploy.serve.engine_file import EngineRecord
 
 
 def bars_on(console: Console) -> Progress:
     """Lines of work under way, gone when it is done; none where nobody looks."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
 
 
 class BuildProgress:
@@ -49,7 +49,7 @@ def rebuild(engine: Path, record: EngineRecord, problems: list[str]) -> None:
     from ofg_deploy.export.engine import rebuild as rebuild_engine
 
     console = terminal()
-    console.print(f"{engine} does not fit: {'; '.join(problems)}", soft_wrap=True)
+    console.print(f"{engine} is incompatible with this GPU or TensorRT: {'; '.join(problems)}", soft_wrap=True)
     with bars_on(console) as bars:
         progress = BuildProgress(bars)
 

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import plain_table, shows_progress, terminal, warn
 from ofg_deploy.data import brains, learn2reg, transmorph
 from ofg_deploy.data.description import FILE_NAME, SPLITS, Dataset, write_dataset
 from ofg_deploy.data.folder import describe_folder
@@ -59,7 +58,7 @@ def describe_images(
     check_writable([folder / FILE_NAME], overwrite)
     console = _console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress(console)) as progress:
         task = progress.add_task("reading headers", total=None)
         dataset, bad = describe_folder(
             source,
@@ -70,7 +69,7 @@ def describe_images(
             lambda total: progress.update(task, total=total, advance=1),
         )
     if bad:
-        console.print(f"warning: left out: {describe(bad, len(bad) + len(dataset.subjects()))}", soft_wrap=True)
+        warn(terminal(stderr=True), [f"left out: {describe(bad, len(bad) + len(dataset.subjects()))}"])
     write_dataset(folder / FILE_NAME, dataset)
     _show(console, folder, dataset)
     console.print(f"next: ofg train {folder / FILE_NAME} -o run", soft_wrap=True)
@@ -125,9 +124,8 @@ def _release(folder: Path) -> None:
 
 
 def _show(console: Console, folder: Path, dataset: Dataset) -> None:
-    table = Table(title=f"{dataset.name}, {dataset.modality}")
-    for column in ("split", "subjects", "with labels", "pairs"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    console.print(f"{dataset.name}, {dataset.modality}", soft_wrap=True)
+    table = plain_table("split", "subjects", "with labels", "pairs")
     for split in SPLITS:
         members = dataset.splits.get(split, ())
         labelled = sum(s.labels is not None for s in members)
@@ -136,12 +134,11 @@ def _show(console: Console, folder: Path, dataset: Dataset) -> None:
         table.add_row(split, str(len(members)), str(labelled), pairs)
     console.print(table)
     if dataset.plan is not None:
-        plan = Table(title="plan")
-        for column in ("grid (R x A x S)", "spacing mm", "batch", "memory"):
-            plan.add_column(column)
-        sizes = ["x".join(f"{v:g}" for v in values) for values in (dataset.plan.grid, dataset.plan.spacing_mm)]
-        plan.add_row(*sizes, str(dataset.plan.batch), dataset.plan.memory)
-        console.print(plan)
+        grid, spacing = ("x".join(f"{v:g}" for v in values) for values in (dataset.plan.grid, dataset.plan.spacing_mm))
+        console.print(
+            f"plan: grid {grid} (R x A x S), spacing {spacing} mm, batch size {dataset.plan.batch}", soft_wrap=True
+        )
+        console.print(f"memory: {dataset.plan.memory}", soft_wrap=True)
     for note in dataset.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"data set: {folder / FILE_NAME}", soft_wrap=True)
@@ -155,5 +152,5 @@ def _console() -> Console:
 def _progress(console: Console, title: str) -> Iterator[Callable[..., Any]]:
     """A function that iterates over a list and moves a bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress(console)) as bar:
         yield lambda items: bar.track(items, description=title)

@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ofg_deploy.cli.spelling import spelled
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import is_verbose, plain_table, terminal
 from ofg_deploy.cli.verbs.building import BuildProgress, bars_on
 from ofg_deploy.export.observer import Observer
 from ofg_deploy.serve.engine_file import record_path
@@ -36,6 +35,9 @@ ROWS = {
     "dice_difference": "Dice difference, max",
     "folding_difference_percent": "folding difference, max (%)",
 }
+
+# With --verbose also the others.
+FIRST = ("field_vox_max", "field_mm_mean", "field_mm_max", "dice_difference", "folding_difference_percent")
 
 
 class Terminal(Observer):
@@ -93,6 +95,20 @@ class Terminal(Observer):
         console.print(f"next: ofg register FIXED MOVING -m {done} -o OUT", soft_wrap=True)
 
 
+def as_record(exported: Exported) -> dict[str, Any]:
+    """What was exported, JSON-ready."""
+    made, engine = exported.model, exported.engine
+    return {
+        "schema": 1,
+        "model": str(exported.path),
+        "record": str(made.record) if made else None,
+        "precision": made.contract.precision if made else None,
+        "parity": dict(exported.parity),
+        "engines": [str(path) for path in exported.engines],
+        "engine_built_now": engine.built_now if engine else None,
+    }
+
+
 def _print_form(console: Console, made: PublishedModel) -> None:
     console.print(f"sizes: {made.form.reason}", soft_wrap=True)
     if elsewhere := made.parity_elsewhere:
@@ -108,13 +124,16 @@ def _print_attempt(console: Console, attempt: Attempt) -> None:
     verdict = "; ".join(attempt.beyond) or "within its bounds"
     console.print(f"{attempt.precision}{' mixed' if attempt.float32_layers else ''}: {verdict}", soft_wrap=True)
     for layer, error in attempt.float32_layers.items():
-        console.print(f"  float32: {layer} (alone {error:.2e} mm at 99.9 %)", soft_wrap=True)
+        console.print(f"  float32: {layer} ({error:.2e} mm at 99.9 % if only this layer is reduced)", soft_wrap=True)
 
 
 def _print_parity(console: Console, title: str, figures: Mapping[str, Any]) -> None:
     how = ", emulated" if figures["emulated"] else ""
-    table = Table(f"{title}{how}, {figures['pairs']} pairs", "difference")
+    pairs = f"{figures['pairs']} pair{'s' * (figures['pairs'] != 1)}"
+    table = plain_table(f"{title}{how}, {pairs}", "difference")
     for key, name in ROWS.items():
+        if key not in FIRST and not is_verbose():
+            continue
         table.add_row(name, "no labels" if figures[key] is None else f"{figures[key]:.2e}")
     console.print(table)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofg_deploy.cli.terminal import both
+from ofg_deploy.cli.terminal import both, shows_progress
 from ofg_deploy.errors import BatchError, QualityError
 from ofg_deploy.outputs import check_writable
 from ofg_deploy.report.folder import entries
@@ -19,7 +19,7 @@ from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import STATUSES, Failure, Row, judge, worst_first
 from ofg_deploy.report.write import Report, write
 
-SHOWN = 10  # pairs that are told on the terminal
+SHOWN = 10  # pairs that the terminal names
 
 
 def report(
@@ -48,13 +48,13 @@ def publish(
     console, stderr = both()
     check_writable(order.outputs, order.replaces)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    with Progress(*columns, console=stderr, transient=True, disable=not shows_progress(stderr)) as bars:
         task = bars.add_task("drawing", total=len(found))
         rows = write(order, found, lambda: bars.advance(task))
     answer(rows)
     counts = Counter(row.status for row in rows)
-    told = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
-    console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {told}", soft_wrap=True)
+    verdict = ", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES) if counts[status])
+    console.print(f"{len(rows)} pair{'s' * (len(rows) != 1)}: {verdict}", soft_wrap=True)
     bad = [row for row in rows if row.status != "pass"]
     for row in bad[:SHOWN]:
         console.print(f"{row.name}: {'; '.join(row.why)}", soft_wrap=True)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from ofg_deploy.cli.spelling import spelled
-from ofg_deploy.cli.terminal import terminal
+from ofg_deploy.cli.terminal import shows_progress, terminal
 from ofg_deploy.train.observer import Observer, Progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Terminal(Observer):
     def preparing(self, what: str, total: int) -> Iterator[Callable[[], None]]:
         """As ``Observer``."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bars(*columns, console=self.console) as bars:
+        with Bars(*columns, console=self.console, transient=True, disable=not shows_progress(self.console)) as bars:
             task = bars.add_task(what, total=total)
             plain = _NowAndThen(self.console)
             done = 0
@@ -65,15 +65,15 @@ class Terminal(Observer):
     @contextmanager
     def training(self, begun: Progress) -> Iterator[Callable[[Progress], None]]:
         """As ``Observer``."""
-        text = "epoch {task.fields[epoch]}/{task.fields[epochs]}  loss {task.fields[loss]:.4f}  {task.fields[val]}"
-        columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bars(*columns, console=self.console) as bars:
-            shown: dict[str, Any] = {"epoch": begun.epoch, "epochs": begun.epochs, "loss": begun.loss, "val": ""}
+        text = "epoch {task.fields[epoch]}/{task.fields[epochs]} {task.fields[loss]} {task.fields[val]}"
+        columns = (TextColumn(text), BarColumn(bar_width=10), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bars(*columns, console=self.console, transient=True, disable=not shows_progress(self.console)) as bars:
+            shown: dict[str, Any] = {"epoch": begun.epoch, "epochs": begun.epochs, "loss": "", "val": ""}
             task = bars.add_task("", total=begun.total, completed=begun.done, **shown)
             plain = _NowAndThen(self.console, begun.done)
 
             def tell(progress: Progress) -> None:
-                bars.update(task, completed=progress.done, epoch=progress.epoch, loss=progress.loss)
+                bars.update(task, completed=progress.done, epoch=progress.epoch, loss=f"loss {progress.loss:.4f}")
                 epoch = f"epoch {progress.epoch}/{progress.epochs}"
                 if row := progress.row:
                     bars.update(task, val=_scores(row))
