@@ -1,0 +1,60 @@
+"""The code blocks of README.md and of pages of docs/, run in order in one folder as a reader would, on small images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of a page (path in the checkout) in one of ``languages``, in their order."""
+    found = BLOCK.findall((ROOT / page).read_text())
+    return [(language, text) for language, text in found if language in languages]
+
+
+def commands(page: str) -> list[str]:
+    """Every line of its blocks without a language, comments and continuations taken away."""
+    joined = "\n".join(text for _, text in blocks(page, "")).replace("\\\n", " ")
+    return [line for whole in joined.splitlines() if (line := whole.split("  #")[0].strip())]
+
+
+# A reader's real run is long: the same command with these options after it is short.
+SHORT = {
+    "train": [
+        "--epochs",
+        "1",
+        "--steps-per-epoch",
+        "2",
+        "--ncc-window",
+        "5",
+        "--pairs",
+        "2",
+        "--init",
+        "none",
+        "--threads",
+        "1",
+    ],
+    "bench": ["--repeats", "2", "--threads", "1"],
+}
+
+
+def run_ofg(
+    line: str, run_cli: Callable[[Sequence[str]], tuple[int, str, str]], short: Mapping[str, Sequence[str]] = SHORT
+) -> tuple[int, str, str]:
+    """Run a line that begins with ``ofg``, its verb made short: (exit code, stdout, stderr)."""
+    verb, *arguments = shlex.split(line)[1:]
+    more = ["--threads", "1"] if verb == "train" and "--resume" in arguments else short.get(verb, [])
+    if verb == "train":  # an option that is given twice is refused
+        more = _without(more, arguments)
+    return run_cli([verb, *arguments, *more])
+
+
+def _without(options: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Options with one value each, those that are given left out."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [word for name, value in pairs if name not in given for word in (name, value)]
