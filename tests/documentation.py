@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,12 @@ def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
 
 def commands(page: str) -> list[str]:
     """Every line of its blocks without a language, comments and continuations taken away."""
-    joined = "\n".join(text for _, text in blocks(page, "")).replace("\\\n", " ")
+    return [line for _, text in blocks(page, "") for line in lines(text)]
+
+
+def lines(text: str) -> list[str]:
+    """Those of a block, comments taken away and continued lines joined."""
+    joined = text.replace("\\\n", " ")
     return [line for whole in joined.splitlines() if (line := whole.split("  #")[0].strip())]
 
 
@@ -58,3 +64,48 @@ def _without(options: Sequence[str], given: Sequence[str]) -> list[str]:
     """Options with one value each, those that are given left out."""
     pairs = zip(options[::2], options[1::2], strict=True)
     return [word for name, value in pairs if name not in given for word in (name, value)]
+
+
+FILE = re.compile(r"[Ss]ave this as `([^`]+)`[^`]*$")
+# What a reader types that is not for a test: installing, viewers, a cluster.
+ELSEWHERE = ("pip ", "python -m venv", "source ", "fsleyes ", "sbatch ", "antsApplyTransforms ", "applywarp ")
+
+
+def follow(
+    page: str,
+    run_cli: Callable[[Sequence[str]], tuple[int, str, str]],
+    short: Mapping[str, Sequence[str]] = SHORT,
+    codes: Mapping[str, int] | None = None,
+    changed: Callable[[str], str] = str,
+) -> list[str]:
+    """Do what a page says, in the current folder: files are saved under the names it gives, commands are run in order.
+
+    Args:
+        short: options added to a verb of ofg.
+        codes: exit code of a command where it is not 0.
+        changed: what becomes of a command or file before it is used.
+
+    Returns:
+        The commands of ofg that were run.
+    """
+    text, run, last = (ROOT / page).read_text(), [], 0
+    for block in BLOCK.finditer(text):
+        saved, last = FILE.search(text[last : block.start()]), block.end()
+        if saved:
+            Path(saved[1]).write_text(changed(block[2]))
+        elif not block[1]:
+            for line in lines(block[2]):
+                if line.startswith("ofg "):
+                    code, _, err = run_ofg(changed(line), run_cli, short)
+                    assert code == (codes or {}).get(line, 0), (page, line, code, err)
+                    run.append(line)
+                elif line.startswith("python ") and not line.startswith(ELSEWHERE):
+                    exec(Path(line.split()[1]).read_text(), {})
+                elif not line.startswith(ELSEWHERE):
+                    subprocess.run(line, shell=True, check=True)
+    return run
+
+
+def ofg_lines(script: str) -> list[str]:
+    """The lines of a shell script that run ofg."""
+    return [line for line in lines(script) if line.startswith("ofg ")]
