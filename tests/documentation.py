@@ -55,15 +55,7 @@ def run_ofg(
     """Run a line that begins with ``ofg``, its verb made short: (exit code, stdout, stderr)."""
     verb, *arguments = shlex.split(line)[1:]
     more = ["--threads", "1"] if verb == "train" and "--resume" in arguments else short.get(verb, [])
-    if verb == "train":  # an option that is given twice is refused
-        more = _without(more, arguments)
     return run_cli([verb, *arguments, *more])
-
-
-def _without(options: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Options with one value each, those that are given left out."""
-    pairs = zip(options[::2], options[1::2], strict=True)
-    return [word for name, value in pairs if name not in given for word in (name, value)]
 
 
 FILE = re.compile(r"[Ss]ave this as `([^`]+)`[^`]*$")
@@ -77,6 +69,7 @@ def follow(
     short: Mapping[str, Sequence[str]] = SHORT,
     codes: Mapping[str, int] | None = None,
     changed: Callable[[str], str] = str,
+    cluster: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Do what a page says, in the current folder: files are saved under the names it gives, commands are run in order.
 
@@ -84,6 +77,7 @@ def follow(
         short: options added to a verb of ofg.
         codes: exit code of a command where it is not 0.
         changed: what becomes of a command or file before it is used.
+        cluster: what runs the script that is given to ``sbatch``.
 
     Returns:
         The commands of ofg that were run.
@@ -101,6 +95,8 @@ def follow(
                     run.append(line)
                 elif line.startswith("python ") and not line.startswith(ELSEWHERE):
                     exec(Path(line.split()[1]).read_text(), {})
+                elif line.startswith("sbatch ") and cluster:
+                    cluster(line.split()[1])
                 elif not line.startswith(ELSEWHERE):
                     subprocess.run(line, shell=True, check=True)
     return run

@@ -73,7 +73,7 @@ def test_contrasts_and_masks(folder, files, write_nifti, world_image, run_cli) -
         contrast = image if name == "t1" else np.sqrt(np.abs(600 - image))
         write_nifti(folder / f"{name}.nii.gz", contrast.astype(np.float32), grid.world_from_vox)
         write_nifti(folder / f"{name}_mask.nii.gz", (image > 50).astype(np.uint8), grid.world_from_vox)
-    short = {"register": ["--quality", "fast"]}
+    short = {"register": ["--init", "centre", "--quality", "fast"]}
     assert len(follow("docs/how-to/contrasts-and-starts.md", run_cli, short)) == 3
 
 

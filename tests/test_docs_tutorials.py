@@ -48,45 +48,50 @@ def folder(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_register_two_scans(folder, run_cli) -> None:
     run = follow("docs/tutorials/register-two-scans.md", run_cli)
     assert len(run) == 5
-    page = Path("docs/tutorials/register-two-scans.md")
     for name in ("warped.nii.gz", "warped_labels.nii.gz", "Warp.nii.gz", "0GenericAffine.mat"):
-        assert (folder / f"out/moving_to_fixed_{name}").exists(), page
+        assert (folder / f"out/moving_to_fixed_{name}").exists()
     measures = json.loads((folder / "out/moving_to_fixed.json").read_text())["metrics"]
-    assert measures["dice_after"] > measures["dice_start"] + 0.05
+    assert measures["dice_after"] > measures["dice_start"] + 0.02
     assert (folder / "out/report.html").exists()
     assert (folder / "labels_again.nii.gz").exists()
 
 
 def test_train_a_network_and_what_is_done_with_it(folder, run_cli) -> None:
-    run = follow(TRAIN, run_cli)
-    assert len(run) == 18
+    # Its own numbers of epochs and steps give way to those of SHORT.
+    short = {**SHORT, "register": ["--init", "none", "--threads", "1"]}
+    run = follow(TRAIN, run_cli, short, changed=lambda line: line.replace("--epochs 10 --steps-per-epoch 40", ""))
+    assert len(run) == 19
     for name in ("guided", "plain", "guided_refined", "none"):
         with (folder / f"scores_{name}/results.csv").open() as stream:
             assert len(list(csv.DictReader(stream))) == 2
     for name, model in (("with", "guided"), ("without", "plain"), ("model", "guided")):
         shutil.copy(f"{model}.onnx", f"{name}.onnx")
     shutil.move("guided", "run")
-    assert len(follow("docs/how-to/compare-models.md", run_cli)) == 2
+    assert len(follow("docs/how-to/compare-models.md", run_cli, {"bench": ["--repeats", "2", "--threads", "1"]})) == 2
     assert (folder / "speed.png").exists()
 
 
-def test_register_a_cohort(folder, run_cli, monkeypatch, capsys) -> None:
+def test_register_a_cohort(folder, run_cli, monkeypatch) -> None:
     first = "ofg register --pairs pairs.csv -o cohort --quality fast"
     short = {**SHORT, "register": ["--init", "header"]}
-    assert len(follow(COHORT, run_cli, short, codes={first: 6})) == 5
-    with (folder / "cohort/failures.csv").open() as stream:
-        assert list(csv.DictReader(stream)) == []
-    with (folder / "cohort/qc.tsv").open() as stream:
-        assert len(list(csv.DictReader(stream, delimiter="\t"))) == 5
 
-    subprocess.run(["bash", "-n", "ofg.sbatch"], check=True)
-    script = Path("ofg.sbatch").read_text()
-    last = int(re.search(r"--array=0-(\d+)", script)[1])
-    [line] = ofg_lines(script)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", str(last + 1))
-    for task in range(last + 1):
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-        code, _, err = run_ofg(os.path.expandvars(line), run_cli, short)
-        assert code == 0, err
-    assert len(list((folder / "cohort_slurm").glob("sub-*/*_Warp.nii.gz"))) == 5
+    def job_array(script: str) -> None:
+        """Each task of the array, as SLURM sets its variables."""
+        subprocess.run(["bash", "-n", script], check=True)
+        text = Path(script).read_text()
+        last = int(re.search(r"--array=0-(\d+)", text)[1])
+        [line] = ofg_lines(text)
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", str(last + 1))
+        for task in range(last + 1):
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            code, _, err = run_ofg(os.path.expandvars(line), run_cli, short)
+            assert code == 0, err
+
+    assert len(follow(COHORT, run_cli, short, codes={first: 6}, cluster=job_array)) == 6
+    assert not (folder / "cohort/failures.csv").exists()
+    for name in ("cohort", "cohort_slurm"):
+        assert len(list((folder / name).glob("sub-*/*_Warp.nii.gz"))) == 5
+        with (folder / name / "qc.tsv").open() as stream:
+            assert len(list(csv.DictReader(stream, delimiter="\t"))) == 5
+    assert (folder / "served/sub-01_to_atlas_warped.nii.gz").exists()
