@@ -25,9 +25,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation as a site: build/site/index.html. Warnings are errors.
+# The documentation as a site: build/site/index.html. Warnings are errors, but not with --quiet, which hides them.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Needs the hippocampus images; about an hour and a half on two cores. Results: benchmarks/results/.
 bench: $(READY)
