@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint bench gpu gpu-bundle clean
+.PHONY: demo test check lint docs bench gpu gpu-bundle clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
@@ -24,6 +24,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site: build/site/index.html. Warnings are errors, but not with --quiet, which hides them.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Needs the hippocampus images; about an hour and a half on two cores. Results: benchmarks/results/.
 bench: $(READY)
@@ -45,5 +49,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,openvino,train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,openvino,train,dev,docs]'
 	touch $@

@@ -1,0 +1,1 @@
+"""The documentation site: what is made from the code, and where files outside ``docs/`` go."""
