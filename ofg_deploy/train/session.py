@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ from ofg_deploy.train.pairs import PairList, check_labels, without_failed
 from ofg_deploy.train.preparing import Preparing, seen_pairs
 from ofg_deploy.train.run import Run, breakdown
 from ofg_deploy.train.starts import images_of
+from ofg_deploy.train.synthesis.held_out import with_images
+from ofg_deploy.train.synthesis.people import prepare_people
+from ofg_deploy.train.synthesis.source import Synthesis
 from ofg_deploy.train.verdict import judged
 
 if TYPE_CHECKING:
@@ -68,7 +72,7 @@ def start(
     except KeyboardInterrupt as error:
         how = "continue with `resume=True`" if resumable else f"the run in {out} is unchanged"
         raise Interrupted(f"stopped while preparing pairs; {how}") from error
-    trainer = _trainer(run, config, pairs, files, fabric, resources, new=True)
+    trainer = _trainer(run, config, pairs, cache, files, fabric, resources, new=True)
     step_s = trainer.trial().seconds
     if budget:
         costs = Costs(
@@ -78,7 +82,7 @@ def start(
             config.batch_size * fabric.world_size,
         )
         config = plan(config, budget, costs)
-        trainer = _trainer(run, config, pairs, files, fabric, resources, new=True)
+        trainer = _trainer(run, config, pairs, cache, files, fabric, resources, new=True)
     _announce(trainer, pairs, memory, step_s, observer)
     if budget:
         for line in describe(config, budget, costs):
@@ -100,7 +104,7 @@ def resume(out: Path, resources: Resources, observer: Observer) -> None:
     memory = _check_machine(config, pairs, fabric, resources)
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, False, observer))
     run.check_unchanged([*files["training"], *files["validation"]])
-    trainer = _trainer(run, config, pairs, files, fabric, resources)
+    trainer = _trainer(run, config, pairs, cache, files, fabric, resources)
     if len(trainer.history) >= config.epochs:
         observer.note(f"{out} is finished: {config.epochs} of {config.epochs} epochs")
         _conclude(trainer, pairs, observer)
@@ -145,6 +149,8 @@ def _prepare(
     pairs: PairList, config: TrainConfig, cache: Path, workers: int, skip_bad: bool, observer: Observer
 ) -> tuple[PairList, dict[str, list[Path]]]:
     """Prepared files by split. Voxels are read here for the first time, those of validation labels too."""
+    if config.synthesise:
+        return pairs, _prepare_synthesised(pairs, config, cache, workers or os.cpu_count() or 1, observer)
     every = [*pairs.training, *pairs.validation]
     if config.dice_weight and (bare := next((p for p in pairs.training if p.fixed_labels is None), None)):
         raise InputError(f"`dice_weight` needs labels for every training pair: {bare.fixed} has none")
@@ -168,10 +174,27 @@ def _prepare(
     return kept, {"training": training, "labels": labels, "validation": [where[p] for p in kept.validation]}
 
 
+def _prepare_synthesised(
+    pairs: PairList, config: TrainConfig, cache: Path, workers: int, observer: Observer
+) -> dict[str, list[Path]]:
+    """The people that training pairs are rendered of, and validation pairs, rendered now and prepared as any images."""
+    people = images_of(pairs.training)
+    frame, work = config.frame and Path(config.frame), len(people) + 2 * len(pairs.validation)
+    assert config.expects is not None
+    with observer.preparing(f"preparing label maps (init {config.expects.init})", work) as advance:
+        training = prepare_people(people, frame, config.expects, config.skull > 0, cache, workers, advance)
+        rendered = with_images(pairs.validation, config, cache, advance)
+        validation = prepare_all(list(rendered), config.expects, cache, workers, advance)
+    for line in misfits(list(rendered), validation):
+        observer.warn(line)
+    return {"training": training, "labels": [], "validation": validation}
+
+
 def _trainer(
     run: Run,
     config: TrainConfig,
     pairs: PairList,
+    cache: Path,
     files: dict[str, list[Path]],
     fabric: Fabric,
     resources: Resources,
@@ -180,7 +203,9 @@ def _trainer(
     workers = resources.loader_workers
     if workers is None:
         workers = 2 if fabric.device.type == "cuda" else 0
-    training = TrainingFiles(files["training"], files["labels"])
+    synthesis = Synthesis(files["training"], config) if config.synthesise else None
+    training = TrainingFiles(files["training"], files["labels"], synthesis)
+    pairs = replace(pairs, validation=with_images(pairs.validation, config, cache))
     trainer = Trainer(run, config, pairs, training, files["validation"], fabric, workers, new)
     trainer.network.activation_checkpointing = resources.activation_checkpointing
     return trainer
@@ -235,10 +260,11 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float, obs
     config, fabric = trainer.config, trainer.fabric
     grid = "x".join(str(n) for n in config.expects.shape)
     processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    what = "label maps to render" if config.synthesise else "training"
     observer.note(
         f"{config.network} on {fabric.device.type}, {config.precision}{processes}, "
-        f"guidance {trainer.objective.guidance}, grid {grid}, "
-        f"{len(pairs.training)} training and {len(pairs.validation)} validation pairs"
+        f"guidance {trainer.objective.guidance}{' with guides' * config.guides}, grid {grid}, "
+        f"{len(pairs.training)} {what} and {len(pairs.validation)} validation pairs"
     )
     left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
     observer.note(f"{memory}; {step_s:.2f} s a step, {left} in all without validation")

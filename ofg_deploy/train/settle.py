@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.image_folder import look_into
 from ofg_deploy.options.training import PUBLISHED, Resources, Selection, Weights
 from ofg_deploy.options.words import COMPACT
@@ -22,6 +22,7 @@ from ofg_deploy.train.pairs import DEFAULT_PAIRS, PairList, check_pairs, find_da
 from ofg_deploy.train.recipes import Options, check_pairing, find_recipe, resolve, split_recipes
 from ofg_deploy.train.run import Run, held
 from ofg_deploy.train.starts import COMPOSED, choose_frame
+from ofg_deploy.train.synthesis.people import find_people, plan_people
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,12 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         budget = Budget(selection.hours, frozenset(asked.explicit if "hours" in asked.explicit else given))
     if "network" not in given:
         config = replace(config, network=default_network(budget, resources))
-    pairs = find(images, run, selection, config.seed, overwrite, budget, observer)
+    if config.synthesise:
+        check_synthesised(asked.explicit, of_data)
+        pairs, planned = find_label_maps(images, run, selection, config, overwrite, observer)
+        given = {**planned, **given}
+    else:
+        pairs = find(images, run, selection, config.seed, overwrite, budget, observer)
     wishes = Options(
         given.get("grid"),
         given.get("spacing"),
@@ -98,13 +104,18 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
     # Starts of a configuration go with its own initial alignment.
     other_init = "init" in asked.explicit and "starts" not in asked.explicit
     starts = None if other_init else selection.starts
+    if config.synthesise:  # people meet in one frame
+        starts = "frame" if expects.init in COMPOSED else "pair"
     config = replace(
         config,
         expects=expects,
         frame=frame_of(starts, pairs, expects.init),
         two_way=bool(options.two_way),
         flip=bool(options.flip),
+        guides=_guided(asked.explicit, config),
     )
+    if config.synthesise and config.steps_per_epoch is None and budget is None:
+        config = replace(config, steps_per_epoch=DEFAULT_PAIRS)
     if config.lr is None:
         config = with_rate(config, len(pairs.training))
     return Plan(config, pairs, selection.cache or run / "cache", selection.skip_bad, budget)
@@ -133,6 +144,43 @@ def find(
         if line:
             observer.warn(line)
     return found
+
+
+def find_label_maps(
+    data: Path, run: Path, selection: Selection, config: TrainConfig, overwrite: bool, observer: Observer
+) -> tuple[PairList, dict[str, Any]]:
+    """The label maps of a new run, read to their last voxel, and the grid and spacing that hold them.
+
+    Raises:
+        InputError: ``run`` holds a run already, or label maps that cannot be rendered.
+    """
+    if Run(run).config.exists() and not overwrite:
+        raise held(run)
+    if not data.exists():
+        raise InputError(f"{data} does not exist: give a folder of label maps, or dataset.json")
+    pairs, looked, left_out = find_people(data, find_dataset(data), config.seed, selection.skip_bad)
+    if left_out:
+        observer.warn(left_out)
+    grid, spacing = plan_people(looked, network_class(config.network).divisor, selection.spacing, selection.axes)
+    return pairs, {"grid": grid, "spacing": spacing}
+
+
+def check_synthesised(given: Mapping[str, Any], recipe: str | None) -> None:
+    """Refuse what means nothing where pairs are rendered. Raises UsageError."""
+    of_images = {"labels", "pairs", "starts"} & given.keys()
+    for name in [*sorted(of_images), *(["recipe"] if recipe else [])]:
+        raise UsageError(f"`{name}` has no effect with `synthesise=True`: leave one of them out")
+    if (intensity := str(given.get("intensity", ""))).startswith(("window", "linear")):
+        raise UsageError(
+            f"`intensity={intensity}` is for scans in units: rendered images have none; use percentile or minmax"
+        )
+
+
+def _guided(given: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether guides are compared. Raises UsageError: they were asked for and there are none."""
+    if given.get("guides") and not config.synthesise:
+        raise UsageError("`guides=True`: the training pairs have no guides; leave it out, or name them in the data")
+    return config.guides and config.synthesise
 
 
 def settle_input(
