@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_label_maps import SHAPE, TURNED, head, make_label_maps
 from scipy.ndimage import map_coordinates
 
+from ofg_deploy.data.description import Dataset, Subject
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, lattice, transform_points
 from ofg_deploy.kernels.rendering import averaged, carried
 from ofg_deploy.metrics import folding_percent
 from ofg_deploy.nifti import load_image, load_labels, save_volume
 from ofg_deploy.preprocess import Intensity, NetworkInput
+from ofg_deploy.train.api import train_network
+from ofg_deploy.train.batches import TrainingFiles
+from ofg_deploy.train.checkpoint import load_checkpoint
 from ofg_deploy.train.config import TrainConfig
+from ofg_deploy.train.dataset import prepare_all
+from ofg_deploy.train.devices import launch
+from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.pairs import PairFiles
+from ofg_deploy.train.run import Run
+from ofg_deploy.train.starts import images_of
 from ofg_deploy.train.synthesis import deformation, label_maps
 from ofg_deploy.train.synthesis.contrasts import Contrasts, draw_means, t1_means
 from ofg_deploy.train.synthesis.held_out import with_images
@@ -245,3 +256,70 @@ def test_maps_that_cannot_be_rendered(tmp_path, make, words) -> None:
         pairs, _, left_out = find_people(folder, None, 3, skip_bad=True)
         assert "p2.nii.gz" in left_out
         assert all(folder / "p2.nii.gz" not in (p.fixed, p.moving) for p in (*pairs.training, *pairs.validation))
+
+
+def test_a_killed_run_ends_as_one_that_was_not(maps, tmp_path) -> None:
+    """To the bit, whatever was rendered ahead, with validation pairs rendered beside it."""
+    folder, cache = maps[0].parent, tmp_path / "cache"
+    pairs, _, _ = find_people(folder, None, 0, skip_bad=False)
+    options = config(guidance_start=0.0, steps_per_epoch=2)
+    people = prepare_people(images_of(pairs.training), maps[0], EXPECTS, True, cache, 1, lambda: None)
+    shown = with_images(pairs.validation[:1], options, cache)
+    validation = prepare_all(list(shown), EXPECTS, cache, 1, lambda: None)
+    states = []
+    for name, stops, workers in (("whole", (2,), 0), ("killed", (1, 2), 2)):
+        run = Run(tmp_path / name)
+        run.start(options, pairs, cache, ["test"], [*people, *validation])
+        for stop in stops:
+            files = TrainingFiles(people, [], synthesis=Synthesis(people, options))
+            trainer = Trainer(
+                run, options, replace(pairs, validation=shown), files, validation, launch("cpu", "fp32"), workers
+            )
+            for row in trainer.train():
+                if row.epoch == stop:
+                    break
+        assert [r.epoch for r in trainer.history] == [1, 2]
+        assert 0 < trainer.history[-1].val_dice < 1
+        states.append(load_checkpoint(run.last).state)
+        read, listed, _ = run.read()
+        assert read == options
+        assert listed == pairs
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": "labels"}, "labels has no effect with synthesise=True"),
+        ({"pairs": 3}, "pairs has no effect with synthesise=True"),
+        ({"recipe": "oasis"}, "recipe has no effect with synthesise=True"),
+        ({"intensity": "window:0,100"}, "intensity=window:0,100 is for scans in units"),
+        ({"synthesise": False, "skull": 0.1}, "skull has no effect without synthesise=True"),
+        ({"synthesise": False, "contrasts": "t1"}, "contrasts has no effect without synthesise=True"),
+        ({"skull": 2.0}, "skull 2"),
+        ({"contrasts": "pd"}, "'pd' is unknown: use t1, t2, flair, random"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(maps, tmp_path, options, words) -> None:
+    with pytest.raises(UsageError) as error:
+        train_network(maps[0].parent, tmp_path / "run", **{"synthesise": True, **options})
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_folder_of_label_maps(maps, tmp_path) -> None:
+    (tmp_path / "pairs.csv").write_text("fixed,moving\na.nii,b.nii\n")
+    (tmp_path / "empty").mkdir()
+    for name, words in (("pairs.csv", "is a list of pairs"), ("empty", "has 0 label maps"), ("gone", "does not exist")):
+        with pytest.raises(InputError, match=words):
+            train_network(tmp_path / name, tmp_path / "run", synthesise=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_says_who_trains(maps, tmp_path) -> None:
+    people = [Subject(f"p{n}", tmp_path / "no.nii.gz", labels=path) for n, path in enumerate(maps)]
+    splits = {"training": tuple(people[:2]), "validation": tuple(people[2:4]), "test": (people[4],)}
+    pairs, _, _ = find_people(tmp_path, Dataset("d", "labels", splits, labels={2: "white"}), 0, skip_bad=False)
+    assert images_of(pairs.training) == maps[:2]
+    assert sorted(images_of(pairs.validation)) == maps[2:4]
+    assert pairs.evaluated == (2,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ofg_deploy.errors import DeviceError, InputError
 from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import load_cached
+from ofg_deploy.train.guides import load_guides
 from ofg_deploy.train.labels import load_network_labels
 from ofg_deploy.train.objective import Batch
 from ofg_deploy.train.synthesis.source import Synthesis
@@ -37,12 +38,13 @@ class TrainingFiles:
 
     Attributes:
         pairs: prepared pairs on disk, or the people of a synthesised run.
-        labels: empty, or one file a pair.
+        labels, guides: empty, or one file a pair.
         synthesis: renders the pairs; None where they are on disk.
     """
 
     pairs: list[Path]
     labels: list[Path]
+    guides: list[Path] = field(default_factory=list)
     synthesis: Synthesis | None = None
 
 
@@ -138,6 +140,8 @@ class _Pairs(Dataset):
         arrays = {"moving": pair.moving, "fixed": pair.fixed}
         if self._files.labels:
             arrays["moving_labels"], arrays["fixed_labels"] = load_network_labels(self._files.labels[item.pair])
+        if self._files.guides:
+            arrays["moving_guide"], arrays["fixed_guide"] = load_guides(self._files.guides[item.pair])
         return _turned(arrays, item)
 
 

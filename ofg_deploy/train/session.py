@@ -21,6 +21,7 @@ from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import misfits, prepare_all
 from ofg_deploy.train.devices import check_bf16_on_cpu, choose_device, first_alone, launch
 from ofg_deploy.train.estimate import check_memory
+from ofg_deploy.train.guides import check_own, prepare_guides
 from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network
@@ -103,7 +104,7 @@ def resume(out: Path, resources: Resources, observer: Observer) -> None:
     fabric = launch(choose_device(resources.device), config.precision)
     memory = _check_machine(config, pairs, fabric, resources)
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, False, observer))
-    run.check_unchanged([*files["training"], *files["validation"]])
+    run.check_unchanged([*files["training"], *files["guides"], *files["validation"]])
     trainer = _trainer(run, config, pairs, cache, files, fabric, resources)
     if len(trainer.history) >= config.epochs:
         observer.note(f"{out} is finished: {config.epochs} of {config.epochs} epochs")
@@ -125,7 +126,7 @@ def _claim(
     if fabric.is_global_zero:
         if overwrite or not run.config.exists():  # checkpoints without a configuration would be taken for this run's
             run.clear()
-        run.start(config, pairs, cache, sys.argv, [*files["training"], *files["validation"]])
+        run.start(config, pairs, cache, sys.argv, [*files["training"], *files["guides"], *files["validation"]])
         Preparing.forget(run)
 
 
@@ -163,6 +164,10 @@ def _prepare(
         how = (config.expects, cache, workers or os.cpu_count() or 1, advance, failed if skip_bad else None)
         # Validation pairs start as ofg register will, each from its own alignment.
         files = prepare_all(list(pairs.training), *how, frame) + prepare_all(list(pairs.validation), *how)
+        if config.guides:
+            prepare_guides(
+                pairs.training, files[: len(pairs.training)], config.expects, how[2], failed if skip_bad else None
+            )
     kept, left_out = without_failed(pairs, failed, skip_bad)
     where = dict(zip(every, files, strict=True))
     prepared = [*kept.training, *kept.validation]
@@ -171,7 +176,11 @@ def _prepare(
             observer.warn(line)
     training = [where[p] for p in kept.training]
     labels = prepare_labels(kept.training, training, kept.evaluated) if config.dice_weight else []
-    return kept, {"training": training, "labels": labels, "validation": [where[p] for p in kept.validation]}
+    guides = prepare_guides(kept.training, training, config.expects, how[2]) if config.guides else []
+    if guides:
+        check_own(kept.training, training, guides)
+    validation = [where[p] for p in kept.validation]
+    return kept, {"training": training, "labels": labels, "guides": guides, "validation": validation}
 
 
 def _prepare_synthesised(
@@ -187,7 +196,7 @@ def _prepare_synthesised(
         validation = prepare_all(list(rendered), config.expects, cache, workers, advance)
     for line in misfits(list(rendered), validation):
         observer.warn(line)
-    return {"training": training, "labels": [], "validation": validation}
+    return {"training": training, "labels": [], "guides": [], "validation": validation}
 
 
 def _trainer(
@@ -204,7 +213,7 @@ def _trainer(
     if workers is None:
         workers = 2 if fabric.device.type == "cuda" else 0
     synthesis = Synthesis(files["training"], config) if config.synthesise else None
-    training = TrainingFiles(files["training"], files["labels"], synthesis)
+    training = TrainingFiles(files["training"], files["labels"], files["guides"], synthesis)
     pairs = replace(pairs, validation=with_images(pairs.validation, config, cache))
     trainer = Trainer(run, config, pairs, training, files["validation"], fabric, workers, new)
     trainer.network.activation_checkpointing = resources.activation_checkpointing

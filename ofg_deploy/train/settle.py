@@ -16,6 +16,7 @@ from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.budget import Budget, rate_for, updates_of
 from ofg_deploy.train.config import WEIGHTS, TrainConfig, check_effects
 from ofg_deploy.train.devices import choose_device
+from ofg_deploy.train.guides import have_guides, without_guides
 from ofg_deploy.train.networks import network_class
 from ofg_deploy.train.observer import Observer
 from ofg_deploy.train.pairs import DEFAULT_PAIRS, PairList, check_pairs, find_dataset, find_pairs, plan_grid
@@ -90,7 +91,7 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         pairs, planned = find_label_maps(images, run, selection, config, overwrite, observer)
         given = {**planned, **given}
     else:
-        pairs = find(images, run, selection, config.seed, overwrite, budget, observer)
+        pairs = find(images, run, selection, config.seed, overwrite, budget, observer, config.guides)
     wishes = Options(
         given.get("grid"),
         given.get("spacing"),
@@ -112,7 +113,7 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         frame=frame_of(starts, pairs, expects.init),
         two_way=bool(options.two_way),
         flip=bool(options.flip),
-        guides=_guided(asked.explicit, config),
+        guides=guided(asked.explicit, config, pairs),
     )
     if config.synthesise and config.steps_per_epoch is None and budget is None:
         config = replace(config, steps_per_epoch=DEFAULT_PAIRS)
@@ -127,9 +128,19 @@ def default_network(budget: Budget | None, resources: Resources) -> str:
 
 
 def find(
-    data: Path, run: Path, selection: Selection, seed: int, overwrite: bool, budget: Budget | None, observer: Observer
+    data: Path,
+    run: Path,
+    selection: Selection,
+    seed: int,
+    overwrite: bool,
+    budget: Budget | None,
+    observer: Observer,
+    guides: bool = True,
 ) -> PairList:
     """The usable pairs of a new run, every scan's header checked.
+
+    Args:
+        guides: keep the guides of the pairs.
 
     Raises:
         InputError: ``run`` holds a run already, or scans that cannot be used.
@@ -138,7 +149,7 @@ def find(
         raise held(run)
     at_random = budget.most_pairs if budget else DEFAULT_PAIRS
     every = find_pairs(data, selection.labels, selection.pairs, seed, at_random)
-    found, left_out = check_pairs(every, selection.skip_bad)
+    found, left_out = check_pairs(every if guides else without_guides(every), selection.skip_bad)
     remark = look_into(data).remark() if data.is_dir() and find_dataset(data) is None else None
     for line in (remark, left_out):
         if line:
@@ -176,11 +187,12 @@ def check_synthesised(given: Mapping[str, Any], recipe: str | None) -> None:
         )
 
 
-def _guided(given: Mapping[str, Any], config: TrainConfig) -> bool:
+def guided(given: Mapping[str, Any], config: TrainConfig, pairs: PairList) -> bool:
     """Whether guides are compared. Raises UsageError: they were asked for and there are none."""
-    if given.get("guides") and not config.synthesise:
+    there = config.synthesise or have_guides(pairs.training)
+    if given.get("guides") and not there:
         raise UsageError("`guides=True`: the training pairs have no guides; leave it out, or name them in the data")
-    return config.guides and config.synthesise
+    return config.guides and there
 
 
 def settle_input(
