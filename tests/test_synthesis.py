@@ -38,8 +38,8 @@ EXPECTS = NetworkInput((16, 20, 24), (5.0, 4.0, 4.5), Intensity(), "affine")
 
 
 def config(**changes: object) -> TrainConfig:
-    given = {"synthesise": True, "epochs": 2, "steps_per_epoch": 3, "ncc_window": 5, "lr": 1e-3, **changes}
-    return TrainConfig(EXPECTS, **given)
+    given = {"synthesise": True, "epochs": 2, "steps_per_epoch": 3, "ncc_window": 5, "lr": 1e-3, "picture_every": 0}
+    return TrainConfig(EXPECTS, **{**given, **changes})
 
 
 @pytest.fixture(scope="module")

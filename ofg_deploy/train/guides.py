@@ -38,8 +38,10 @@ def have_guides(pairs: Sequence[PairFiles]) -> bool:
 
 def without_guides(pairs: PairList) -> PairList:
     """The same pairs, for a run that compares none."""
-    bare = {"fixed_guide": None, "moving_guide": None}
-    training, validation = (tuple(replace(p, **bare) for p in split) for split in (pairs.training, pairs.validation))
+    training, validation = (
+        tuple(replace(pair, fixed_guide=None, moving_guide=None) for pair in split)
+        for split in (pairs.training, pairs.validation)
+    )
     return replace(pairs, training=training, validation=validation)
 
 

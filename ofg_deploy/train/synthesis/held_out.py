@@ -68,7 +68,7 @@ def _rendered(path: Path, pair: int, side: int, head: bool, config: TrainConfig,
     one = _on_voxels(coded(path, shell=head), voxel)
     rng = np.random.default_rng((SEED, pair, side))
     renderer = Renderer(one.grid.spacing_mm, 1)
-    seen = renderer.scan(one.codes, one, Contrasts.parse(config.contrasts).draw(rng), head, rng)
+    seen = renderer.scan(one, Contrasts.parse(config.contrasts).draw(rng), head, rng)
     numbers = np.where(one.outer, 0, one.numbers).astype(np.int32)
     with staged([image, labels], overwrite=True) as [first, second]:
         save_volume(first, np.rint(1000 * seen).astype(np.int16), one.grid)

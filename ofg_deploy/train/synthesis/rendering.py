@@ -40,24 +40,21 @@ class Renderer:
     spacing_mm: Spacing
     finer: int
 
-    def clean(self, codes: npt.NDArray[Any], coded: Coded) -> Image:
+    def clean(self, coded: Coded) -> Image:
         """The T1-like rendering without head, noise or blur beyond the voxels: the same contrast for everybody."""
-        return averaged(codes, coded.clean(), self.finer)
+        return averaged(coded.codes, coded.clean(), self.finer)
 
-    def scan(
-        self, codes: npt.NDArray[Any], coded: Coded, contrast: Contrast, head: bool, rng: np.random.Generator
-    ) -> Image:
+    def scan(self, coded: Coded, contrast: Contrast, head: bool, rng: np.random.Generator) -> Image:
         """(X, Y, Z) 0 or more, as a scanner might see it.
 
         Args:
-            codes: on the finer grid.
-            coded: whose label numbers they stand for.
+            coded: on the finer grid.
             head: with what lies around the brain, and noise in the air; otherwise there is exact 0.
         """
         means = draw_means(coded.numbers, contrast, rng)
         if not head:
             means[coded.outer] = 0
-        image = torch.from_numpy(averaged(codes, means, self.finer))  # partial volume
+        image = torch.from_numpy(averaged(coded.codes, means, self.finer))  # partial volume
         shape = tuple(image.shape)
         thick = int(rng.integers(3)) if rng.random() < SLICES else None
         for axis in range(3):

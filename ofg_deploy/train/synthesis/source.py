@@ -28,10 +28,15 @@ FINEST = 2  # times as fine as the network's grid are codes, where the label map
 
 @dataclass(frozen=True, eq=False)
 class Deformed:
-    """Somebody on the finer grid."""
+    """Somebody on the finer grid.
 
-    codes: npt.NDArray[Any]
+    Attributes:
+        coded: the label codes.
+        guide: the clean rendering on the network's grid, made once for all pairs; None without guides.
+    """
+
     coded: Coded
+    guide: npt.NDArray[np.float32] | None
 
 
 class Synthesis:
@@ -78,18 +83,18 @@ class Synthesis:
             arrays[name] = self._image(one, head, rng)
             if self._config.dice_weight:
                 arrays[f"{name}_labels"] = self._labels(one)
-            if self._config.guides:
-                arrays[f"{name}_guide"] = self._renderer.clean(one.codes, one.coded)
+            if one.guide is not None:
+                arrays[f"{name}_guide"] = one.guide
         return arrays
 
     def _image(self, one: Deformed, head: bool, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        seen = self._renderer.scan(one.codes, one.coded, self._contrasts.draw(rng), head, rng)
+        seen = self._renderer.scan(one.coded, self._contrasts.draw(rng), head, rng)
         return self._expects.intensity.apply(Volume(seen, self.grid, self._files[0], in_memory=True))
 
     def _labels(self, one: Deformed) -> npt.NDArray[np.int32]:
         """Of one of the finer voxels in each voxel, the same one in both images."""
         numbers = np.where(one.coded.outer, 0, one.coded.numbers).astype(np.int32)
-        return numbers[one.codes[:: self.finer, :: self.finer, :: self.finer]]
+        return numbers[one.coded.codes[:: self.finer, :: self.finer, :: self.finer]]
 
     def _who(self, member: int) -> int:
         """Which label map a member of the pool comes from: everybody once, in random order, then again."""
@@ -104,8 +109,9 @@ class Synthesis:
             if member not in self._pool:
                 person = load_person(self._files[self._who(member)])
                 rng = np.random.default_rng((self._config.seed, 3, member))
-                codes = deformed(person, self._fine, rng)
-                self._pool[member] = Deformed(codes, Coded(codes[:0], person.coded.numbers, self._fine))
+                coded = Coded(deformed(person, self._fine, rng), person.coded.numbers, self._fine)
+                guide = self._renderer.clean(coded) if self._config.guides else None
+                self._pool[member] = Deformed(coded, guide)
             return self._pool[member]
 
 
