@@ -32,7 +32,7 @@ from ofg_deploy.train.synthesis import deformation, label_maps
 from ofg_deploy.train.synthesis.contrasts import Contrasts, draw_means, t1_means
 from ofg_deploy.train.synthesis.held_out import with_images
 from ofg_deploy.train.synthesis.people import find_people, load_person, prepare_people
-from ofg_deploy.train.synthesis.source import Synthesis
+from ofg_deploy.train.synthesis.source import Synthesis, finer_grid
 
 EXPECTS = NetworkInput((16, 20, 24), (5.0, 4.0, 4.5), Intensity(), "affine")
 
@@ -116,6 +116,7 @@ def test_people_stand_where_their_maps_lie(people, maps, monkeypatch) -> None:
     halves = np.diag([0.5, 0.5, 0.5, 1.0])
     halves[:3, 3] = -0.25  # the first of two voxels in each
     grid = Grid(tuple(2 * n for n in EXPECTS.shape), synthesis.grid.world_from_vox @ halves)
+    np.testing.assert_allclose(finer_grid(synthesis.grid, 2).world_from_vox, grid.world_from_vox, atol=1e-12)
     for file, path in zip(people, maps, strict=False):
         person = load_person(file)
         codes = deformation.deformed(person, grid, np.random.default_rng(0))
@@ -198,20 +199,24 @@ def test_a_shell_grows_around_bare_brains(tmp_path) -> None:
     np.testing.assert_array_equal(label_maps.coded(headed, shell=True).numbers, label_maps.coded(headed, False).numbers)
 
 
-def test_validation_pairs_lie_in_the_worlds_of_their_maps(maps, tmp_path) -> None:
-    pairs = with_images((PairFiles(maps[3], maps[4], maps[3], maps[4]),), config(skull=1.0, contrasts="t1"), tmp_path)
+@pytest.mark.parametrize(("spacing", "voxels"), [((5.0, 4.0, 4.5), 2.5), ((8.0, 7.5, 7.0), 3.5)])
+def test_validation_pairs_lie_in_the_worlds_of_their_maps(maps, tmp_path, spacing, voxels) -> None:
+    """In voxels half as large as the network's smallest, but not smaller than the map's, which are 2.5 mm."""
+    options = replace(config(skull=1.0, contrasts="t1"), expects=replace(EXPECTS, spacing_mm=spacing))
+    pairs = with_images((PairFiles(maps[3], maps[4], maps[3], maps[4]),), options, tmp_path)
     [pair] = pairs
     for path, image, drawn in ((maps[3], pair.fixed, pair.fixed_labels), (maps[4], pair.moving, pair.moving_labels)):
         seen, labels, whole = load_image(image), load_labels(drawn), load_labels(path)
         assert seen.grid.shape == labels.grid.shape
         assert seen.grid.orientation == whole.grid.orientation
+        np.testing.assert_allclose(seen.grid.spacing_mm, voxels)
         points = transform_points(labels.grid.world_from_vox, lattice(labels.grid.shape))
         index = transform_points(np.linalg.inv(TURNED), points)
         wanted = map_coordinates(np.where(whole.data == 507, 0, whole.data), index, order=0, mode="constant")
         assert (labels.data != wanted).mean() < 1e-3
         white, fluid = (seen.data[np.isin(labels.data, n)].mean() for n in ((2, 41), (4, 43)))
         assert white > 1.5 * fluid
-    again = with_images((PairFiles(maps[3], maps[4], maps[3], maps[4]),), config(skull=1.0, contrasts="t1"), tmp_path)
+    again = with_images((PairFiles(maps[3], maps[4], maps[3], maps[4]),), options, tmp_path)
     assert again == pairs
     assert len(list(tmp_path.iterdir())) == 4
 
