@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofg_deploy.field import Field
@@ -39,12 +39,14 @@ def find_bench_pairs(given: Path | None, weights: Path | None, expects: NetworkI
     from ofg_deploy.export.source import MAX_PARITY_PAIRS, prepare_pairs
     from ofg_deploy.train.pairs import check_pairs, find_pairs
     from ofg_deploy.train.run import Run
+    from ofg_deploy.train.synthesis.held_out import with_images
 
     if given is not None:
         found = check_pairs(find_pairs(given, None, MAX_PARITY_PAIRS, seed=0), skip_bad=False)[0]
         origin, cache = str(given), scratch
     elif weights is not None and (run := Run(weights.parent)).config.exists():
-        _, found, cache = run.read()
+        config, found, cache = run.read()
+        found = replace(found, validation=with_images(found.validation[:MAX_PARITY_PAIRS], config, cache))
         origin = f"run {weights.parent}"
     else:
         return BenchPairs([synthetic_pair(expects)], [None], "one synthetic pair")

@@ -30,12 +30,14 @@ class Subject:
     Attributes:
         id: unique in the data set.
         image, labels, landmarks: absolute paths; the last two are optional.
+        guide: another image of the same subject, in the same world: what training compares instead of ``image``.
     """
 
     id: str
     image: Path
     labels: Path | None = None
     landmarks: Path | None = None
+    guide: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
 
     def subject(s: Subject) -> dict[str, str]:
-        files = {"image": s.image, "labels": s.labels, "landmarks": s.landmarks}
+        files = {"image": s.image, "labels": s.labels, "landmarks": s.landmarks, "guide": s.guide}
         return {"id": s.id, **{key: where(file) for key, file in files.items() if file is not None}}
 
     plan = dataset.plan
@@ -197,6 +199,7 @@ class _Member(msgspec.Struct, forbid_unknown_fields=True):
     image: str
     labels: str | None = None
     landmarks: str | None = None
+    guide: str | None = None
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -217,7 +220,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def _located(member: _Member, folder: Path) -> Subject:
-    given = (member.image, member.labels, member.landmarks)
-    image, labels, landmarks = (None if file is None else folder / file for file in given)
+    given = (member.image, member.labels, member.landmarks, member.guide)
+    image, labels, landmarks, guide = (None if file is None else folder / file for file in given)
     assert image is not None
-    return Subject(member.id, image, labels, landmarks)
+    return Subject(member.id, image, labels, landmarks, guide)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.geometry import Grid
+from ofg_deploy.geometry import Grid, overlap_fraction
 from ofg_deploy.nifti import load_grid
+from ofg_deploy.preprocess import LITTLE_OVERLAP
 
 SHOWN = 5
 GRID_TOLERANCE_VOX = 0.01  # float32 headers round; more than this moves labels
@@ -29,6 +30,26 @@ def bad_scans(scans: Iterable[tuple[Path, Path | None]], advance: Callable[[], N
         except InputError as error:
             found[image] = str(error)
         advance()
+    return found
+
+
+def bad_guides(given: Mapping[Path, Path | None]) -> dict[Path, str]:
+    """What is wrong with the guides of images by their headers, by image; nothing where no image has one.
+
+    A guide must be there, readable, and in the same world as its image, of which it covers a part that counts.
+    """
+    found: dict[Path, str] = {}
+    for image, guide in given.items() if any(given.values()) else ():
+        if guide is None:
+            found[image] = f"{image} has no guide and others have"
+            continue
+        try:
+            seen = overlap_fraction(load_grid(image), load_grid(guide), np.eye(4))
+        except InputError as error:
+            found[image] = str(error)
+            continue
+        if seen < LITTLE_OVERLAP:
+            found[image] = f"{guide} covers {seen:.0%} of its image {image}: is it the guide of another subject?"
     return found
 
 

@@ -24,6 +24,7 @@ from ofg_deploy.train.networks.base import RegistrationNetwork
 from ofg_deploy.train.networks.vxm_dense import Layout, read_config
 from ofg_deploy.train.pairs import PairFiles, PairList, check_pairs, find_pairs
 from ofg_deploy.train.run import Run
+from ofg_deploy.train.synthesis.held_out import with_images
 from ofg_deploy.train.verdict import doubts
 
 MAX_PARITY_PAIRS = 5
@@ -74,9 +75,9 @@ def from_run(
     load_weights(network, checkpoint.state, run.best)
     _check_finite(network, run.best)
     chosen = (pairs.validation or pairs.training)[: MAX_PARITY_PAIRS if with_pairs else 0]
-    prepared, dice = prepare_pairs(list(chosen), expects, cache, advance)
+    prepared, dice = prepare_pairs(list(with_images(chosen, config, cache)), expects, cache, advance)
     where = "validation pairs of the run" if pairs.validation else "training pairs of the run"
-    training = list(pairs.training[:MAX_CALIBRATION_PAIRS])
+    training = pairs.training[:MAX_CALIBRATION_PAIRS]
     return ExportSource(
         network,
         config.network,
@@ -85,7 +86,7 @@ def from_run(
         prepared,
         dice,
         where,
-        lambda: prepare_pairs(training, expects, cache, advance)[0],
+        lambda: prepare_pairs(list(with_images(training, config, cache)), expects, cache, advance)[0],
         _remarks(checkpoint.training or {}, len(pairs.validation)),
     )
 

@@ -90,6 +90,22 @@ class Weights:
         False, "Visit every pair a second time with its images swapped.", DATA, flags=("--two-way/--one-way",)
     )
     flip: bool = option(False, "Mirror both images along random axes.", DATA, flags=("--flip/--no-flip",))
+    synthesise: bool = option(
+        False,
+        "Render training pairs from label maps: DATA is a folder of label maps, or a data set that names them.",
+        DATA,
+        shown=True,
+        flags=("--synthesise",),
+    )
+    contrasts: str = option(
+        "t1:0.5,random:0.5",
+        "Contrasts of rendered images and their shares, drawn for each image: t1, t2, flair (by FreeSurfer's label "
+        "numbers) and random.",
+        DATA,
+    )
+    skull: float = option(
+        0.5, "Share of the rendered pairs with skull and skin around the brain.", DATA, least=0, most=1
+    )
     network: str = option(
         "voxelmorph",
         f"Network architecture: {', '.join(get_args(NetworkName))}. With `hours` and without a GPU the default is "
@@ -194,6 +210,14 @@ class Weights:
         GUIDANCE,
         default="0.02 with guidance, 1 without and before it begins",
         least=0,
+    )
+    guides: bool = option(
+        True,
+        "Compare the guides of a pair instead of its images in the similarity loss and in the inner optimiser, where "
+        "the data have them: other scans of the same subjects or, with `synthesise`, clean renderings. The network "
+        "never sees them.",
+        GUIDANCE,
+        flags=("--guides/--no-guides",),
     )
     dice_weight: float = option(
         0.0,

@@ -11,6 +11,7 @@ from ofg_deploy.options.training import DEFAULT_OPTIMISER, GUIDANCE_OPTIONS, Wei
 from ofg_deploy.options.value import options_of
 from ofg_deploy.preprocess import NetworkInput
 from ofg_deploy.records import fitted
+from ofg_deploy.train.synthesis.contrasts import Contrasts
 
 WEIGHTS = options_of(Weights)
 # What the optimiser in use does not take has some value all the same.
@@ -42,6 +43,7 @@ class TrainConfig(Weights):
         for name, one in WEIGHTS.items():
             if (value := getattr(self, name)) is not None or one.default is not None:
                 object.__setattr__(self, name, one.check(value))
+        Contrasts.parse(self.contrasts)
         optimiser = self.guidance_optimiser or default_optimiser(self.similarity)
         if optimiser != "adam" and self.similarity != "ncc":
             raise UsageError(
@@ -108,6 +110,9 @@ def check_effects(given: Mapping[str, Any], config: TrainConfig) -> None:
     Raises:
         UsageError: names it and why.
     """
+    for name in ("contrasts", "skull"):
+        if name in given and not config.synthesise:
+            raise UsageError(f"`{name}` has no effect without `synthesise=True`: leave it out, or add that")
     unguided = config.guidance == "none"
     if unguided and (optimiser := given.get("guidance_optimiser")):
         raise UsageError(f"`guidance_optimiser={optimiser}` has no effect with `guidance=none`: leave one of them out")

@@ -83,7 +83,7 @@ def _prepare_all(
     for file, pair in todo.items():
         through = (found[pair.fixed], found[pair.moving]) if frame is not None else None
         jobs[file] = partial(_prepare, pair, expects, file, through)
-    for file, error in _each(jobs, workers):
+    for file, error in each(jobs, workers):
         if error:
             _note(todo[file], error, failed)
         advance()
@@ -108,7 +108,7 @@ def _align_all(
         advance()
     bad: dict[Path, InputError] = {}
     jobs = {image: partial(align_with_frame, image, frame, init, file) for image, file in unknown.items()}
-    for image, error in _each(jobs, workers):
+    for image, error in each(jobs, workers):
         if error:
             bad[image] = error
             if failed is None:
@@ -121,7 +121,7 @@ def _align_all(
     return found
 
 
-def _each(jobs: dict[Path, Callable[[], None]], workers: int) -> Iterator[tuple[Path, InputError | None]]:
+def each(jobs: dict[Path, Callable[[], None]], workers: int) -> Iterator[tuple[Path, InputError | None]]:
     """Do all of it, in processes where there are several; the key of each that is done, and what went wrong with it."""
     if workers <= 1 or len(jobs) <= 2:
         for key, job in jobs.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -17,22 +18,40 @@ from ofg_deploy.train.similarity import soft_dice_loss
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pairs on the network's grid: images (N, 1, X, Y, Z) in 0..1, labels (N, X, Y, Z) or None."""
+    """Pairs on the network's grid.
+
+    Attributes:
+        moving, fixed: (N, 1, X, Y, Z) in 0..1, what the network sees.
+        moving_labels, fixed_labels: (N, X, Y, Z) or None.
+        moving_guide, fixed_guide: (N, 1, X, Y, Z) in 0..1 or None: other images of the same subjects, which are
+            compared instead of ``moving`` and ``fixed``.
+    """
 
     moving: torch.Tensor
     fixed: torch.Tensor
     moving_labels: torch.Tensor | None = None
     fixed_labels: torch.Tensor | None = None
+    moving_guide: torch.Tensor | None = None
+    fixed_guide: torch.Tensor | None = None
+
+    @property
+    def compared(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Moving and fixed as the similarity and the inner optimiser see them: the guides, where there are any."""
+        if self.moving_guide is None or self.fixed_guide is None:
+            return self.moving, self.fixed
+        return self.moving_guide, self.fixed_guide
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory; the loader calls it."""
-        tensors = (self.moving, self.fixed, self.moving_labels, self.fixed_labels)
-        return Batch(*(None if t is None else t.pin_memory() for t in tensors))
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        tensors = (self.moving, self.fixed, self.moving_labels, self.fixed_labels)
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, work: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if tensor is None else work(tensor) for tensor in tensors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +102,7 @@ class Objective:
         config, field = self.config, field.float()
         regularity = (self._regulariser or diffusion)(field)
         if self._guide and config.guided(epoch):
-            refined = self._guide(field, batch.moving, batch.fixed, config.decay(epoch), self._buffers)
+            refined = self._guide(field, *batch.compared, config.decay(epoch), self._buffers)
             target = ofg_loss(field, refined, config.guidance_sobolev)
             if config.guidance_similarity:
                 target = target + config.guidance_similarity * self._similarity_of(field, batch)
@@ -96,8 +115,8 @@ class Objective:
         return Terms(loss, target, regularity, dice_loss)
 
     def _similarity_of(self, field: torch.Tensor, batch: Batch) -> torch.Tensor:
-        window = self.config.ncc_window
+        window, (moving, fixed) = self.config.ncc_window, batch.compared
         if self._compiled_ncc:
-            return warped_ncc_loss(field, batch.moving, batch.fixed, window, self._buffers)
+            return warped_ncc_loss(field, moving, fixed, window, self._buffers)
         similarity = self._similarity or partial(local_ncc_loss, window=window)
-        return similarity(warp(batch.moving, field), batch.fixed)
+        return similarity(warp(moving, field), fixed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ofg_deploy.data.description import FILE_NAME, Dataset, Subject, is_dataset, read_dataset
 from ofg_deploy.data.plan import plan_grid as plan_for
-from ofg_deploy.data.scans import bad_scans, describe
+from ofg_deploy.data.scans import bad_guides, bad_scans, describe
 from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.geometry import Grid, Shape, Spacing, canonical
 from ofg_deploy.image_folder import counterpart, look_into
@@ -24,17 +24,21 @@ from ofg_deploy.pair_list import read_rows
 DEFAULT_PAIRS = 400  # of all ordered pairs of a folder's images, which are far too many
 MAX_VALIDATION_PAIRS = 20
 FEWEST = 4  # voxels of an image along an axis: with fewer there is no neighbourhood to compare
-COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels")
+GUIDES = ("fixed_guide", "moving_guide")
+COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels", *GUIDES)
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """One pair on disk; label maps are optional. With labels for one image only it does not pass ``check_pairs``."""
+    """One pair on disk; label maps and guides are optional. With those of one image only it does not pass
+    ``check_pairs``."""
 
     fixed: Path
     moving: Path
     fixed_labels: Path | None = None
     moving_labels: Path | None = None
+    fixed_guide: Path | None = None
+    moving_guide: Path | None = None
 
 
 class PairRow(msgspec.Struct):
@@ -44,6 +48,8 @@ class PairRow(msgspec.Struct):
     moving: str
     fixed_labels: str | None = None
     moving_labels: str | None = None
+    fixed_guide: str | None = None
+    moving_guide: str | None = None
 
 
 class PairRecord(msgspec.Struct):
@@ -102,7 +108,8 @@ def find_pairs(
 
     A data set gives the pairs of its ``training`` and ``validation`` splits. A folder gives random ordered pairs; a
     tenth of the subjects (at least two) is kept for validation, with labels of the same file name in ``labels``. A
-    list names its columns ``fixed``, ``moving`` and optionally ``fixed_labels``, ``moving_labels``, ``split``
+    list names its columns ``fixed``, ``moving`` and optionally ``fixed_labels``, ``moving_labels``, ``fixed_guide``,
+    ``moving_guide``, ``split``
     (``training`` or ``validation``; without any, the last tenth validates); its paths are relative to the list.
 
     Args:
@@ -146,6 +153,9 @@ def check_pairs(pairs: PairList, skip_bad: bool) -> tuple[PairList, str | None]:
             for image in (pair.fixed, pair.moving):
                 if scans[image] is None:
                     bad.setdefault(image, f"{image} has no labels and others have")
+    for split in (pairs.training, pairs.validation):
+        given = {image: guide for p in split for image, guide in ((p.fixed, p.fixed_guide), (p.moving, p.moving_guide))}
+        bad = bad_guides(given) | bad
     return _without(pairs, lambda p: p.fixed in bad or p.moving in bad, bad, len(scans), skip_bad)
 
 
@@ -217,7 +227,7 @@ def _check_not_too_coarse(grids: Sequence[Grid], spacing: Spacing) -> None:
 def _pairs_of_dataset(dataset: Dataset, source: Path, most: int | None, seed: int, at_random: int) -> PairList:
     def files(pair: tuple[Subject, Subject]) -> PairFiles:
         fixed, moving = pair
-        return PairFiles(fixed.image, moving.image, fixed.labels, moving.labels)
+        return PairFiles(fixed.image, moving.image, fixed.labels, moving.labels, fixed.guide, moving.guide)
 
     drawn = dataset.rule == "random" and not (dataset.pairs or {}).get("training")
     training = dataset.pairs_of("training", at_random if most is None and drawn else most, seed)
@@ -278,6 +288,7 @@ def _pairs_of_list(source: Path, most: int | None, seed: int) -> PairList:
 
 def _pair(row: dict[str, Any], base: Path) -> PairFiles:
     paths = {c: base / str(row[c]) for c in COLUMNS if row.get(c)}
-    if ("fixed_labels" in paths) != ("moving_labels" in paths):
-        raise InputError(f"the pair {row['fixed']} / {row['moving']} has labels for one image only")
+    for what, (one, other) in {"labels": COLUMNS[2:4], "a guide": GUIDES}.items():
+        if (one in paths) != (other in paths):
+            raise InputError(f"the pair {row['fixed']} / {row['moving']} has {what} for one image only")
     return PairFiles(**{c: located(str(path), Path()) for c, path in paths.items()})

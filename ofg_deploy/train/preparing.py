@@ -74,6 +74,8 @@ class Preparing:
 
 def seen_pairs(pairs: PairList, config: TrainConfig, processes: int) -> PairList:
     """Without the training pairs that a short run would never come to; they need not be prepared."""
+    if config.synthesise:
+        return pairs
     per_step = processes * config.batch_size * config.accumulate
     each = config.steps_per_epoch or len(pairs.training)
     visits = config.epochs * (-(-each // per_step) * per_step)

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import misfits, prepare_all
 from ofg_deploy.train.devices import check_bf16_on_cpu, choose_device, first_alone, launch
 from ofg_deploy.train.estimate import check_memory
+from ofg_deploy.train.guides import check_own, prepare_guides
 from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network
@@ -29,6 +31,9 @@ from ofg_deploy.train.pairs import PairList, check_labels, without_failed
 from ofg_deploy.train.preparing import Preparing, seen_pairs
 from ofg_deploy.train.run import Run, breakdown
 from ofg_deploy.train.starts import images_of
+from ofg_deploy.train.synthesis.held_out import with_images
+from ofg_deploy.train.synthesis.people import prepare_people
+from ofg_deploy.train.synthesis.source import Synthesis
 from ofg_deploy.train.verdict import judged
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ def start(
     except KeyboardInterrupt as error:
         how = "continue with `resume=True`" if resumable else f"the run in {out} is unchanged"
         raise Interrupted(f"stopped while preparing pairs; {how}") from error
-    trainer = _trainer(run, config, pairs, files, fabric, resources, new=True)
+    trainer = _trainer(run, config, pairs, cache, files, fabric, resources, new=True)
     step_s = trainer.trial().seconds
     if budget:
         costs = Costs(
@@ -78,7 +83,7 @@ def start(
             config.batch_size * fabric.world_size,
         )
         config = plan(config, budget, costs)
-        trainer = _trainer(run, config, pairs, files, fabric, resources, new=True)
+        trainer = _trainer(run, config, pairs, cache, files, fabric, resources, new=True)
     _announce(trainer, pairs, memory, step_s, observer)
     if budget:
         for line in describe(config, budget, costs):
@@ -99,8 +104,8 @@ def resume(out: Path, resources: Resources, observer: Observer) -> None:
     fabric = launch(choose_device(resources.device), config.precision)
     memory = _check_machine(config, pairs, fabric, resources)
     pairs, files = first_alone(fabric, lambda: _prepare(pairs, config, cache, resources.workers, False, observer))
-    run.check_unchanged([*files["training"], *files["validation"]])
-    trainer = _trainer(run, config, pairs, files, fabric, resources)
+    run.check_unchanged([*files["training"], *files["guides"], *files["validation"]])
+    trainer = _trainer(run, config, pairs, cache, files, fabric, resources)
     if len(trainer.history) >= config.epochs:
         observer.note(f"{out} is finished: {config.epochs} of {config.epochs} epochs")
         _conclude(trainer, pairs, observer)
@@ -121,7 +126,7 @@ def _claim(
     if fabric.is_global_zero:
         if overwrite or not run.config.exists():  # checkpoints without a configuration would be taken for this run's
             run.clear()
-        run.start(config, pairs, cache, sys.argv, [*files["training"], *files["validation"]])
+        run.start(config, pairs, cache, sys.argv, [*files["training"], *files["guides"], *files["validation"]])
         Preparing.forget(run)
 
 
@@ -145,6 +150,8 @@ def _prepare(
     pairs: PairList, config: TrainConfig, cache: Path, workers: int, skip_bad: bool, observer: Observer
 ) -> tuple[PairList, dict[str, list[Path]]]:
     """Prepared files by split. Voxels are read here for the first time, those of validation labels too."""
+    if config.synthesise:
+        return pairs, _prepare_synthesised(pairs, config, cache, workers or os.cpu_count() or 1, observer)
     every = [*pairs.training, *pairs.validation]
     if config.dice_weight and (bare := next((p for p in pairs.training if p.fixed_labels is None), None)):
         raise InputError(f"`dice_weight` needs labels for every training pair: {bare.fixed} has none")
@@ -157,6 +164,10 @@ def _prepare(
         how = (config.expects, cache, workers or os.cpu_count() or 1, advance, failed if skip_bad else None)
         # Validation pairs start as ofg register will, each from its own alignment.
         files = prepare_all(list(pairs.training), *how, frame) + prepare_all(list(pairs.validation), *how)
+        if config.guides:
+            prepare_guides(
+                pairs.training, files[: len(pairs.training)], config.expects, how[2], failed if skip_bad else None
+            )
     kept, left_out = without_failed(pairs, failed, skip_bad)
     where = dict(zip(every, files, strict=True))
     prepared = [*kept.training, *kept.validation]
@@ -165,13 +176,34 @@ def _prepare(
             observer.warn(line)
     training = [where[p] for p in kept.training]
     labels = prepare_labels(kept.training, training, kept.evaluated) if config.dice_weight else []
-    return kept, {"training": training, "labels": labels, "validation": [where[p] for p in kept.validation]}
+    guides = prepare_guides(kept.training, training, config.expects, how[2]) if config.guides else []
+    if guides:
+        check_own(kept.training, training, guides)
+    validation = [where[p] for p in kept.validation]
+    return kept, {"training": training, "labels": labels, "guides": guides, "validation": validation}
+
+
+def _prepare_synthesised(
+    pairs: PairList, config: TrainConfig, cache: Path, workers: int, observer: Observer
+) -> dict[str, list[Path]]:
+    """The people that training pairs are rendered of, and validation pairs, rendered now and prepared as any images."""
+    people = images_of(pairs.training)
+    frame, work = config.frame and Path(config.frame), len(people) + 2 * len(pairs.validation)
+    assert config.expects is not None
+    with observer.preparing(f"preparing label maps (init {config.expects.init})", work) as advance:
+        training = prepare_people(people, frame, config.expects, config.skull > 0, cache, workers, advance)
+        rendered = with_images(pairs.validation, config, cache, advance)
+        validation = prepare_all(list(rendered), config.expects, cache, workers, advance)
+    for line in misfits(list(rendered), validation):
+        observer.warn(line)
+    return {"training": training, "labels": [], "guides": [], "validation": validation}
 
 
 def _trainer(
     run: Run,
     config: TrainConfig,
     pairs: PairList,
+    cache: Path,
     files: dict[str, list[Path]],
     fabric: Fabric,
     resources: Resources,
@@ -180,7 +212,9 @@ def _trainer(
     workers = resources.loader_workers
     if workers is None:
         workers = 2 if fabric.device.type == "cuda" else 0
-    training = TrainingFiles(files["training"], files["labels"])
+    synthesis = Synthesis(files["training"], config) if config.synthesise else None
+    training = TrainingFiles(files["training"], files["labels"], files["guides"], synthesis)
+    pairs = replace(pairs, validation=with_images(pairs.validation, config, cache))
     trainer = Trainer(run, config, pairs, training, files["validation"], fabric, workers, new)
     trainer.network.activation_checkpointing = resources.activation_checkpointing
     return trainer
@@ -235,10 +269,11 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float, obs
     config, fabric = trainer.config, trainer.fabric
     grid = "x".join(str(n) for n in config.expects.shape)
     processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    what = "label maps to render" if config.synthesise else "training"
     observer.note(
         f"{config.network} on {fabric.device.type}, {config.precision}{processes}, "
-        f"guidance {trainer.objective.guidance}, grid {grid}, "
-        f"{len(pairs.training)} training and {len(pairs.validation)} validation pairs"
+        f"guidance {trainer.objective.guidance}{' with guides' * config.guides}, grid {grid}, "
+        f"{len(pairs.training)} {what} and {len(pairs.validation)} validation pairs"
     )
     left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
     observer.note(f"{memory}; {step_s:.2f} s a step, {left} in all without validation")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy.errors import UsageError
+from ofg_deploy.errors import InputError, UsageError
 from ofg_deploy.image_folder import look_into
 from ofg_deploy.options.training import PUBLISHED, Resources, Selection, Weights
 from ofg_deploy.options.words import COMPACT
@@ -16,12 +16,14 @@ from ofg_deploy.preprocess import Init, Intensity, NetworkInput
 from ofg_deploy.train.budget import Budget, rate_for, updates_of
 from ofg_deploy.train.config import WEIGHTS, TrainConfig, check_effects
 from ofg_deploy.train.devices import choose_device
+from ofg_deploy.train.guides import have_guides, without_guides
 from ofg_deploy.train.networks import network_class
 from ofg_deploy.train.observer import Observer
 from ofg_deploy.train.pairs import DEFAULT_PAIRS, PairList, check_pairs, find_dataset, find_pairs, plan_grid
 from ofg_deploy.train.recipes import Options, check_pairing, find_recipe, resolve, split_recipes
 from ofg_deploy.train.run import Run, held
 from ofg_deploy.train.starts import COMPOSED, choose_frame
+from ofg_deploy.train.synthesis.people import find_people, plan_people
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         budget = Budget(selection.hours, frozenset(asked.explicit if "hours" in asked.explicit else given))
     if "network" not in given:
         config = replace(config, network=default_network(budget, resources))
-    pairs = find(images, run, selection, config.seed, overwrite, budget, observer)
+    if config.synthesise:
+        check_synthesised(asked.explicit, of_data)
+        pairs, planned = find_label_maps(images, run, selection, config, overwrite, observer)
+        given = {**planned, **given}
+    else:
+        pairs = find(images, run, selection, config.seed, overwrite, budget, observer, config.guides)
     wishes = Options(
         given.get("grid"),
         given.get("spacing"),
@@ -98,13 +105,18 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
     # Starts of a configuration go with its own initial alignment.
     other_init = "init" in asked.explicit and "starts" not in asked.explicit
     starts = None if other_init else selection.starts
+    if config.synthesise:  # people meet in one frame
+        starts = "frame" if expects.init in COMPOSED else "pair"
     config = replace(
         config,
         expects=expects,
         frame=frame_of(starts, pairs, expects.init),
         two_way=bool(options.two_way),
         flip=bool(options.flip),
+        guides=guided(asked.explicit, config, pairs),
     )
+    if config.synthesise and config.steps_per_epoch is None and budget is None:
+        config = replace(config, steps_per_epoch=DEFAULT_PAIRS)
     if config.lr is None:
         config = with_rate(config, len(pairs.training))
     return Plan(config, pairs, selection.cache or run / "cache", selection.skip_bad, budget)
@@ -116,9 +128,19 @@ def default_network(budget: Budget | None, resources: Resources) -> str:
 
 
 def find(
-    data: Path, run: Path, selection: Selection, seed: int, overwrite: bool, budget: Budget | None, observer: Observer
+    data: Path,
+    run: Path,
+    selection: Selection,
+    seed: int,
+    overwrite: bool,
+    budget: Budget | None,
+    observer: Observer,
+    guides: bool = True,
 ) -> PairList:
     """The usable pairs of a new run, every scan's header checked.
+
+    Args:
+        guides: keep the guides of the pairs.
 
     Raises:
         InputError: ``run`` holds a run already, or scans that cannot be used.
@@ -127,12 +149,50 @@ def find(
         raise held(run)
     at_random = budget.most_pairs if budget else DEFAULT_PAIRS
     every = find_pairs(data, selection.labels, selection.max_pairs, seed, at_random)
-    found, left_out = check_pairs(every, selection.skip_bad)
+    found, left_out = check_pairs(every if guides else without_guides(every), selection.skip_bad)
     remark = look_into(data).remark() if data.is_dir() and find_dataset(data) is None else None
     for line in (remark, left_out):
         if line:
             observer.warn(line)
     return found
+
+
+def find_label_maps(
+    data: Path, run: Path, selection: Selection, config: TrainConfig, overwrite: bool, observer: Observer
+) -> tuple[PairList, dict[str, Any]]:
+    """The label maps of a new run, read to their last voxel, and the grid and spacing that hold them.
+
+    Raises:
+        InputError: ``run`` holds a run already, or label maps that cannot be rendered.
+    """
+    if Run(run).config.exists() and not overwrite:
+        raise held(run)
+    if not data.exists():
+        raise InputError(f"{data} does not exist: give a folder of label maps, or dataset.json")
+    pairs, looked, left_out = find_people(data, find_dataset(data), config.seed, selection.skip_bad)
+    if left_out:
+        observer.warn(left_out)
+    grid, spacing = plan_people(looked, network_class(config.network).divisor, selection.spacing, selection.axes)
+    return pairs, {"grid": grid, "spacing": spacing}
+
+
+def check_synthesised(given: Mapping[str, Any], recipe: str | None) -> None:
+    """Refuse what means nothing where pairs are rendered. Raises UsageError."""
+    of_images = {"labels", "pairs", "starts"} & given.keys()
+    for name in [*sorted(of_images), *(["recipe"] if recipe else [])]:
+        raise UsageError(f"`{name}` has no effect with `synthesise=True`: leave one of them out")
+    if (intensity := str(given.get("intensity", ""))).startswith(("window", "linear")):
+        raise UsageError(
+            f"`intensity={intensity}` is for scans in units: rendered images have none; use percentile or minmax"
+        )
+
+
+def guided(given: Mapping[str, Any], config: TrainConfig, pairs: PairList) -> bool:
+    """Whether guides are compared. Raises UsageError: they were asked for and there are none."""
+    there = config.synthesise or have_guides(pairs.training)
+    if given.get("guides") and not there:
+        raise UsageError("`guides=True`: the training pairs have no guides; leave it out, or name them in the data")
+    return config.guides and there
 
 
 def settle_input(
