@@ -125,5 +125,13 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What ``http.server`` finds wrong with a request, in the form of our other answers."""
+        self.close_connection = True
+        if code == HTTPStatus.NOT_IMPLEMENTED:  # it looks for a method called do_POST and the like
+            self._say(HTTPStatus.METHOD_NOT_ALLOWED, "A registration can only be looked at: use GET.")
+        else:
+            self._say(HTTPStatus(code), f"{message or HTTPStatus(code).phrase}.")
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: standard output is the user's."""

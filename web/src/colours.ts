@@ -16,12 +16,13 @@ export function addJacobianColours(nv: Niivue): void {
   nv.addColormap("jacobian", table);
 }
 
-/** Red, green, blue, opacity in 0..255. */
+/** Red, green, blue, opacity in 0..255; clear where volume stays, since NiiVue knows no half-clear colours. */
 export function ofDeterminant(determinant: number): [number, number, number, number] {
   if (determinant <= 0) return [255, 255, 255, 255];
   const share = Math.min(1, Math.max(-1, Math.log2(determinant) / 2));
-  const [r, g, b] = share > 0 ? [240, 140, 40] : [60, 140, 245];
-  return [r!, g!, b!, Math.round(255 * Math.min(1, Math.abs(share) * 1.6))];
+  const strength = Math.min(1, 0.25 + Math.abs(share));
+  const [r, g, b] = (share > 0 ? [250, 140, 30] : [50, 130, 255]).map((full) => Math.round(128 + strength * (full - 128)));
+  return [r!, g!, b!, Math.abs(share) < 0.03 ? 0 : 255];
 }
 
 /** A colour for each label, neighbours far apart on the colour circle; 0 is clear. */

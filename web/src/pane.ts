@@ -17,6 +17,7 @@ const AXES: Record<number, { across: 0 | 1 | 2; axes: [0 | 1 | 2, 0 | 1 | 2] }> 
 /** An image and what lies over it. */
 export class Pane {
   readonly figure: HTMLElement;
+  readonly stage = make("div", { class: "stage" });
   readonly canvas = make("canvas", { tabindex: 0, role: "img" });
   private readonly lines = make("canvas", { class: "lines", "aria-hidden": "true" });
   private readonly nv: Niivue;
@@ -24,8 +25,8 @@ export class Pane {
   private lattice: Float32Array | null = null;
 
   constructor(readonly role: Role, private readonly scene: Scene, moved: (pane: Pane) => void) {
-    const stage = make("div", { class: "stage" }, this.canvas, this.lines);
-    this.figure = make("figure", { class: "pane", "data-role": role }, stage, make("figcaption", {}, this.title));
+    this.stage.append(this.canvas, this.lines);
+    this.figure = make("figure", { class: "pane", "data-role": role }, this.stage, make("figcaption", {}, this.title));
     this.nv = new Niivue({
       backColor: [0.067, 0.086, 0.11, 1], crosshairColor: [1, 0.75, 0.2, 0.85], crosshairWidth: 0.4,
       crosshairWidthUnit: "percent", fontColor: [0.8, 0.85, 0.9, 1], isColorbar: false, loadingText: "", logLevel: "error",

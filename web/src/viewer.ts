@@ -19,6 +19,7 @@ export class Viewer {
   private readonly panes: Pane[];
   private readonly stage = make("div", { class: "panes" });
   private readonly values = make("output", { class: "values", "aria-live": "polite" });
+  private readonly caption = make("p", { class: "caption" });
   private readonly problem = make("p", { class: "problem", role: "alert", hidden: true });
   private layout: Layout = "side";
   private compared: Compared = "warped";
@@ -32,7 +33,7 @@ export class Viewer {
     const shown = (["fixed", "moving", "warped"] as const).filter((role) => scene.title(role));
     this.panes = shown.map((role) => new Pane(role, scene, (pane) => this.moved(pane)));
     this.stage.append(...this.panes.map((pane) => pane.figure));
-    this.element.append(this.tools(), this.problem, this.stage, this.values, this.help());
+    this.element.append(this.tools(), this.problem, this.stage, this.caption, this.values, this.help());
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -125,6 +126,7 @@ export class Viewer {
       if (pane.role === "warped") await pane.overlay("jacobian", this.on.jacobian ? this.cover : 0);
       if (this.scene.title(labels)) await pane.overlay(labels, this.on.labels ? this.cover : 0);
     }
+    this.moved(this.panes[0]!);
   }
 
   private arrange(): void {
@@ -138,17 +140,29 @@ export class Viewer {
       pane.figure.hidden = !side && !upper && pane.role !== "fixed";
       pane.figure.classList.toggle("upper", !side && upper);
       pane.figure.classList.remove("away");
-      pane.figure.style.opacity = this.layout === "blend" && upper ? String(this.blend) : "";
+      pane.stage.style.opacity = this.layout === "blend" && upper ? String(this.blend) : "";
       pane.arrange(this.plane, side && this.plane === "all");
     }
     if (this.layout === "flicker" && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
       this.timer = window.setInterval(() => this.swap(), PERIOD_MS);
     }
+    this.name();
+  }
+
+  /** Say under the images which of them lie over each other. */
+  private name(): void {
+    const upper = this.panes.find((pane) => pane.role === this.compared);
+    const away = upper?.figure.classList.contains("away");
+    this.caption.textContent = this.layout === "side" || !upper ? ""
+      : this.layout === "flicker" ? (away ? "Fixed" : upper.title)
+      : `${this.layout === "blend" ? "Below: fixed. Above" : "Fixed and, in every other square"}: ${upper.title.toLowerCase()}`;
   }
 
   /** Of a flicker, hide the upper image or show it again. */
   private swap(): void {
-    if (this.layout === "flicker") this.element.querySelector(".upper")?.classList.toggle("away");
+    if (this.layout !== "flicker") return;
+    this.element.querySelector(".upper")?.classList.toggle("away");
+    this.name();
   }
 
   private moved(from: Pane): void {
