@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.locations import user_folder
 from ofg_deploy.model_file import read_model
 from ofg_deploy.outputs import read_text, staged
 
@@ -50,15 +50,7 @@ def added_folder() -> Path:
     """The user's folder; it need not exist."""
     if given := os.environ.get("OFG_MODELS"):
         return Path(given).expanduser().absolute()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Application Support")
-    else:
-        base = os.environ.get("XDG_DATA_HOME", "")
-        if not Path(base).is_absolute():  # the standard has relative ones ignored
-            base = str(Path.home() / ".local" / "share")
-    return Path(base) / "ofg-deploy" / "models"
+    return user_folder() / "models"
 
 
 def entries() -> list[Entry]:

@@ -3,6 +3,8 @@
 OfgError (1)
 ├── UsageError (2)         the command itself makes no sense
 ├── InputError (3)         a file or its content cannot be used
+│   ├── FormatError (3)    ... because it is in another format
+│   ├── SizeError (3)      ... because it is larger than allowed
 │   └── GeometryError (3)  ... because of where it says it lies in the world
 ├── ParityError (4)        a model or a transform does not reproduce what it was made from
 ├── DeviceError (5)        a device, runtime or provider is not there as asked
@@ -58,6 +60,14 @@ class InputError(OfgError, ValueError):
     """A file or its content that cannot be used."""
 
     exit_code = 3
+
+
+class FormatError(InputError):
+    """A file in another format than the one that is needed."""
+
+
+class SizeError(InputError):
+    """A file, or what its header promises, that is larger than the limit."""
 
 
 class GeometryError(InputError):

@@ -22,6 +22,11 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tensorrt_rtx": ("tensorrt_rtx", ("rtx",)),
     "cuda": ("cuda-python", ("trt", "rtx")),
     "ray": ("Ray", ("ray",)),
+    "fastapi": ("FastAPI", ("serve",)),
+    "uvicorn": ("uvicorn", ("serve",)),
+    "pydantic": ("pydantic", ("serve",)),
+    "python_multipart": ("python-multipart", ("serve",)),
+    "prometheus_client": ("prometheus-client", ("serve",)),
     **{name: (name, ()) for name in ("numpy", "scipy", "nibabel", "SimpleITK", "numba", "isal", "typer", "rich")},
 }
 

@@ -6,6 +6,7 @@ An absolute path says where a machine keeps its data and who works there, and is
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def as_paths(record: object, names: Sequence[str]) -> None:
             object.__setattr__(record, name, Path(value))
         elif isinstance(value, list | tuple):
             object.__setattr__(record, name, tuple(map(Path, value)))
+
+
+def user_folder() -> Path:
+    """Where the platform keeps what applications keep for a user, ``ofg-deploy`` in it; it need not exist."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Application Support")
+    else:
+        base = os.environ.get("XDG_DATA_HOME", "")
+        if not Path(base).is_absolute():  # the standard has relative ones ignored
+            base = str(Path.home() / ".local" / "share")
+    return Path(base) / "ofg-deploy"
 
 
 def portable(path: Path, folder: Path) -> str:

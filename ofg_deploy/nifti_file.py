@@ -28,7 +28,7 @@ from nibabel import imageglobals
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-from ofg_deploy.errors import InputError
+from ofg_deploy.errors import FormatError, InputError, SizeError
 from ofg_deploy.outputs import sha256_file
 
 MAX_VOXELS = 2 * 512**3  # 1 GiB of float32: twice the largest scans in daily use
@@ -154,7 +154,7 @@ def open_nifti(path: Path | str, max_voxels: int = MAX_VOXELS, components: int =
     path = Path(path)
     _check_file(path)
     if not NIFTI_NAME.search(path.name):
-        raise InputError(f"{path} cannot be read as NIfTI: by its name it is another format, {_NAMES}")
+        raise FormatError(f"{path} cannot be read as NIfTI: by its name it is another format, {_NAMES}")
     head, body = _header_and_body(path)
     with damage_is_one_line(head, "cannot be read as NIfTI (truncated or another format)"):
         with _open(head) as stream:
@@ -169,7 +169,7 @@ def open_nifti(path: Path | str, max_voxels: int = MAX_VOXELS, components: int =
         raise InputError(f"{path} has shape {shape}: a 3-D volume is needed, every axis at least 2 voxels")
     if math.prod(shape[:3] if series else shape) > max_voxels * components:
         limit = f"{max_voxels}{f' of {components} numbers' if components > 1 else ''}"
-        raise InputError(
+        raise SizeError(
             f"{path} has {'x'.join(map(str, shape))} voxels, more than `max_voxels` {limit}: is the header "
             "damaged? If not, raise the limit (ofg register, apply, check, eval)"
         )
@@ -237,9 +237,9 @@ def _kind(head: Path, raw: bytes) -> tuple[Any, int]:
     elif raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and raw[4:8] in (b"n+2\0", b"ni2\0") and len(raw) == 540:
         kinds, size, magic = (nib.Nifti2Image, nib.Nifti2Pair), 540, raw[4:6]
     elif paired and raw[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        raise InputError(f"{head} is Analyze 7.5, which knows no orientation: convert the original scan to .nii.gz")
+        raise FormatError(f"{head} is Analyze 7.5, which knows no orientation: convert the original scan to .nii.gz")
     else:
-        raise InputError(f"{head} cannot be read as NIfTI (truncated or another format): no NIfTI header in it")
+        raise FormatError(f"{head} cannot be read as NIfTI (truncated or another format): no NIfTI header in it")
     if paired != (magic == b"ni"):
         belongs = "a .hdr beside an .img" if magic == b"ni" else "a single .nii"
         raise InputError(f"{head} holds the header of {belongs} by its content, not by its name: rename or convert it")

@@ -38,7 +38,7 @@ SIGNATURES = {
     "Model.register": "(self, fixed, moving, *, moving_labels=(), fixed_labels=None, also=(), fixed_mask=None, "
     "moving_mask=None, fixed_points=None, moving_points=None, points_frame=None, init=None, quality=None, refine=None, "
     "similarity='auto', grid=None, fill=None, interpolation=None, label_interpolation='nearest', inverse=False, "
-    "max_voxels=268435456)",
+    "max_voxels=268435456, progress=None)",
     "Model.register_many": "(self, pairs, workers=0, **options)",
     "Registration.warp": "(self, image, interpolation=None, fill=None)",
     "Registration.points": "(self, points, direction='fixed_to_moving')",
@@ -442,3 +442,39 @@ def test_the_page_runs_as_it_stands(tmp_path, files, labelled, tiny_model, monke
         exec("\n".join(blocks), {})
     assert "absent.nii.gz does not exist" in printed.getvalue()
     assert (tmp_path / "here/with_ants/moving_to_fixed_1Warp.nii.gz").exists()
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_progress_names_every_stage_as_it_begins_and_may_end_it(tmp_path, files, tiny_model, network) -> None:
+    told: list[str] = []
+    model = ofg.load(tiny_model().path if network else "none", device="cpu")
+    found = model.register(*files[:2], refine=1, inverse=True, init="header", progress=told.append)
+    assert told == ["read", "prepare", "network", "refine", "transform", "warp", "invert"]
+    found.save(tmp_path / "out")
+    assert sorted(told[7:]) == ["measure", "write"]
+    assert set(found.seconds) == set(told)
+
+    def stop(stage: str) -> None:
+        if stage == "transform":
+            raise InterruptedError(stage)
+
+    with pytest.raises(InterruptedError, match="transform"):
+        model.register(*files[:2], init="header", refine=0, progress=stop)
+
+
+def test_pairs_at_once_share_the_memory_whatever_chose_to_do_without_a_network(files, monkeypatch) -> None:
+    from ofg_deploy.serve import no_network
+
+    monkeypatch.setattr(no_network, "free_ram", lambda: 10**9)
+    given = []
+    planned = no_network.NoNetwork.plan
+
+    def plan(self, *pair):
+        given.append(self.memory_bytes)
+        return planned(self, *pair)
+
+    monkeypatch.setattr(no_network.NoNetwork, "plan", plan)
+    for model in ("none", "auto"):
+        list(ofg.load(model).register_many([files[:2]], workers=2, init="header", refine=0))
+        ofg.load(model).register(*files[:2], init="header", refine=0)
+    assert given == [4 * 10**8, 8 * 10**8] * 2

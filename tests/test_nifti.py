@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ofg_deploy.errors import GeometryError, InputError
+from ofg_deploy.errors import FormatError, GeometryError, InputError, SizeError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_grid, load_image, load_labels, load_transform, save_transform, save_volume, stem
 
@@ -446,3 +446,13 @@ def test_readers_side_by_side_keep_their_warnings_apart(tmp_path, make_grid, wri
         found = list(pool.map(lambda path: load_image(path).warnings, [good, odd] * 40))
     assert not any(found[0::2])
     assert all(len(lines) == 1 for lines in found[1::2])
+
+
+def test_kinds_of_refusal_are_told_apart(tmp_path, files) -> None:
+    """Another format, too large, and a damaged header: who answers over HTTP needs another status for each."""
+    (tmp_path / "text.nii.gz").write_bytes(b"no image at all, but long enough for a header" * 20)
+    with pytest.raises(FormatError, match="no NIfTI header in it"):
+        load_image(tmp_path / "text.nii.gz")
+    with pytest.raises(SizeError, match="19x22x17 voxels, more than max_voxels 7105"):
+        load_image(files[0], max_voxels=19 * 22 * 17 - 1)
+    assert load_image(files[0], max_voxels=19 * 22 * 17).data.shape == (19, 22, 17)

@@ -29,6 +29,7 @@ from ofg_deploy.cli import (  # noqa: F401
     models,
     register,
     report,
+    serve,
     train,
     view,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections import deque
@@ -32,7 +33,7 @@ from ofg_deploy.serve.job import parse_init
 from ofg_deploy.serve.no_network import NoNetwork, WithoutNetwork
 from ofg_deploy.serve.options import Begin, GivenMatrix, Options
 from ofg_deploy.serve.refinement import Refinement
-from ofg_deploy.serve.registration import Inputs, register
+from ofg_deploy.serve.registration import Clock, Inputs, register
 from ofg_deploy.transform.points import load_points
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Model:
     def __init__(self, engine: Engine | None, open_model: Callable[[Path], Engine], threads: int = 0) -> None:
         """Use ``load``. ``engine``: None to choose for each pair; ``open_model``: loads what was chosen."""
         self._engine, self._open, self._threads = engine, open_model, threads
-        self._opened: dict[Path | None, Engine] = {}
+        self._opened: dict[Path, Engine] = {}
+        self._pairs_at_once = 1
         self._lock = threading.Lock()  # a runtime runs one pair at a time
 
     @property
@@ -104,6 +106,7 @@ class Model:
         label_interpolation: Literal["nearest", "genericlabel"] = "nearest",
         inverse: bool = False,
         max_voxels: int = MAX_VOXELS,
+        progress: Callable[[str], object] | None = None,
     ) -> Registration:
         """Register a pair: bring the moving image to the fixed one. Nothing is written.
 
@@ -130,6 +133,9 @@ class Model:
             label_interpolation: ``genericlabel`` takes the label of the largest linear weight.
             inverse: compute and save the inverse transform too.
             max_voxels: larger files are refused before their voxels are read.
+            progress: called with the name of each stage as it begins (``read``, ``prepare``, ``network``, ``refine``,
+                ``transform``, ``warp``, ``invert``; while the registration is saved ``measure``, ``write``), from the
+                thread that does it; an exception in it ends the registration.
 
         Raises:
             InputError, GeometryError: images that cannot be used. UsageError: arguments that contradict each other.
@@ -147,7 +153,9 @@ class Model:
                 return None
             return files.labels(Path(given), max_voxels) if is_file(given) else in_memory(given, role, labels=True)
 
-        pair = image(fixed, "fixed"), image(moving, "moving")
+        clock = Clock(progress)
+        with clock("read"):
+            pair = image(fixed, "fixed"), image(moving, "moving")
         engine, reason = self._for(pair)
         if refine is None and quality is None and isinstance(engine.contract, NoNetwork):
             quality = "default"
@@ -183,7 +191,7 @@ class Model:
         ).check(*pair)
         if beside.fixed_labels and not beside.labels:
             raise UsageError("fixed_labels is compared with the warped moving_labels: give both")
-        result = register(Inputs(*pair, beside), options, _InTurn(engine, self._lock))
+        result = register(Inputs(*pair, beside), options, _InTurn(engine, self._lock), clock)
         logger.debug("%s registered to %s", pair[1].path.name, pair[0].path.name)
         return Registration(result, reason)
 
@@ -209,6 +217,7 @@ class Model:
 
         count = workers or min(most_threads(), 4)
         share = max(1, most_threads() // count)
+        shared = self.sharing(count)
 
         def one(number: int, pair: Pair) -> Registration | Failure:
             try:
@@ -218,7 +227,7 @@ class Model:
                 return Failure(number, UsageError(f"not the arguments of a registration: {error}"))
             try:
                 with threads(share):
-                    return self._sharing(count).register(*arguments.args, **arguments.kwargs)
+                    return shared.register(*arguments.args, **arguments.kwargs)
             except OfgError as error:
                 return Failure(number, error)
             except Exception as error:  # of one pair, and the others go on
@@ -239,22 +248,25 @@ class Model:
                 for future in waiting:
                     future.cancel()
 
-    def _sharing(self, pairs_at_once: int) -> Model:
-        """This one, for pairs that share the memory."""
-        if pairs_at_once == 1 or not isinstance(self._engine, WithoutNetwork):
-            return self
-        share = NoNetwork(self._engine.contract.memory_bytes // pairs_at_once)
-        return Model(WithoutNetwork(share), self._open, self._threads)
+    def sharing(self, pairs_at_once: int) -> Model:
+        """The same model, not loaded again, for so many pairs under way at once: they share the memory equally."""
+        shared = copy.copy(self)
+        shared._pairs_at_once = pairs_at_once
+        if isinstance(self._engine, WithoutNetwork):
+            shared._engine = WithoutNetwork(NoNetwork(self._engine.contract.memory_bytes // pairs_at_once))
+        return shared
 
     def _for(self, pair: tuple[Volume, Volume]) -> tuple[Engine, str | None]:
         """What runs this pair, and why where that was chosen."""
         if self._engine:
             return self._engine, None
         found = choose_model([pair])
+        if found.path is None:
+            return WithoutNetwork(NoNetwork.here(self._pairs_at_once)), found.reason
         with self._lock:
             if found.path not in self._opened:
-                self._opened[found.path] = self._open(found.path) if found.path else WithoutNetwork(NoNetwork.here())
-                logger.info("model %s: %s", found.path.stem if found.path else "none", found.reason)
+                self._opened[found.path] = self._open(found.path)
+                logger.info("model %s: %s", found.path.stem, found.reason)
             return self._opened[found.path], found.reason
 
 

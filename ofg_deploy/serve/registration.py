@@ -37,14 +37,21 @@ Align = Callable[[Start, Volume, Volume], Alignment]  # a start, fixed, moving
 
 
 class Clock:
-    """Wall-clock seconds by stage; stages may run at the same time, as measuring and writing do."""
+    """Wall-clock seconds by stage; stages may run at the same time, as measuring and writing do.
 
-    def __init__(self) -> None:
+    Args:
+        progress: called with the name of each stage as it begins; what it raises ends the registration.
+    """
+
+    def __init__(self, progress: Callable[[str], object] | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Take the time of what is inside under this name."""
+        if self._progress:
+            self._progress(stage)
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 4)
@@ -153,7 +160,7 @@ def finish(prepared: Prepared, network_vox: Field, served: Served) -> Result:
     return Result(prepared, served, network_vox, refined, forward, warped, inside, fill, moved, inverse)
 
 
-def register(inputs: Inputs, options: Options, engine: Engine) -> Result:
+def register(inputs: Inputs, options: Options, engine: Engine, clock: Clock | None = None) -> Result:
     """Fixed + moving -> warped image, total transform, what moves with them.
 
     The transform maps fixed points to moving points: u(x) = A(x + d(x)) - x, with A the affine start and d the
@@ -164,7 +171,7 @@ def register(inputs: Inputs, options: Options, engine: Engine) -> Result:
         InputError, GeometryError: input that cannot be used, or a field that leads further than a kilometre.
         UsageError: a grid too small to refine on, or one the model does not take.
     """
-    prepared = prepare(inputs, options, engine.contract)
+    prepared = prepare(inputs, options, engine.contract, clock=clock)
     return finish(prepared, predict(engine, prepared), Served.of(engine))
 
 
