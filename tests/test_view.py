@@ -140,7 +140,7 @@ def test_the_description_has_measures_by_stage_files_and_what_the_registration_w
     assert (measures["folding (%)"]["shown"], measures["folding (%)"]["verdict"]) == (["2.500"], "warn")
     assert about["status"] == "warn"
     assert about["per_label"]["rows"] == [["3", "0.800"], ["7", "0.750"], ["2035", "0.850"]]
-    assert about["warnings"] == ["the <b>moving</b> image has no units"]
+    assert about["reasons"] == ["warn: folding_percent 2.5 is above 1", "warn: the <b>moving</b> image has no units"]
     assert {entry["role"] for entry in about["files"]} == {"warped", "warped_labels", "transform", "sidecar"}
     assert not any(".." in entry["address"] or entry["address"].startswith("/") for entry in about["files"])
     window = next(image["window"] for image in about["images"] if image["role"] == "warped")

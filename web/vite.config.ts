@@ -10,6 +10,6 @@ export default defineConfig({
     emptyOutDir: true,
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 4000, // the viewer
-    rollupOptions: { input: ["view.html"] },
+    rollupOptions: { input: ["view.html", "index.html"] },
   },
 });

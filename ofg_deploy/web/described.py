@@ -36,7 +36,6 @@ def described(scene: Scene) -> dict[str, Any]:
         "about": registration.about,
         "status": row.status,
         "reasons": list(row.reasons),
-        "warnings": list(registration.warnings),
         "notes": scene.notes,
         "shape": grid.shape,
         "spacing_mm": grid.spacing_mm,

@@ -57,7 +57,6 @@ class Scene:
         self.registration = registration
         self.notes: list[str] = []
         self._lock = threading.Lock()
-        self._kept: dict[str, bytes] = {}
         self._check_outputs()
         self.roles = ["warped", "jacobian", "deformation"]
         self.roles += [role for role in ("fixed", "moving", "fixed_labels") if self._has_input(role)]
@@ -66,11 +65,9 @@ class Scene:
         self._fixed_grid = warped.grid
         self._step = _step(warped.grid, MOST_VOXELS)
         self.grid = _thinned(canonical(warped.grid), self._step)
-        self._windows = {"warped": self._window(warped.data)}
+        self._windows = {"warped": _window(warped.data)}
         if self._step > 1:
             self.notes.append(f"The images are large: every voxel number {self._step} along each axis is shown.")
-        with self._lock:
-            self._kept["warped"] = self._nifti(self._upright(warped.data))
 
     @property
     def titles(self) -> dict[str, str]:
@@ -89,16 +86,18 @@ class Scene:
         """
         if role not in self.roles:
             raise InputError(f"there is no image {role!r} in this registration")
-        with self._lock:
-            if role not in self._kept:
-                self._kept[role] = self._made(role)
-            return self._kept[role]
+        with self._lock:  # one after another: each takes as much memory as the registration's largest image
+            return self._made(role)
 
     def window(self, role: str) -> tuple[float, float]:
-        """Intensities that are black and white: as in the report."""
-        self.volume("moving" if role == "warped" and "moving" in self.roles else role)
-        # The warped image is compared with the moving one: both have the moving image's window.
-        return self._windows["moving" if role == "warped" and "moving" in self._windows else role]
+        """Intensities that are black and white, as in the report. Raises InputError as ``volume``."""
+        # The warped image is compared with the moving one: it has the same window.
+        role = "moving" if role == "warped" and "moving" in self.roles else role
+        with self._lock:
+            if role not in self._windows:
+                data = load_image(self.registration.file(role), constant=True).data
+                self._windows[role] = _window(data)
+            return self._windows[role]
 
     @cached_property
     def label_values(self) -> list[int]:
@@ -127,7 +126,6 @@ class Scene:
             rank = np.searchsorted(self.label_values, labels.data) % LABEL_COLOURS + 1
             return self._nifti(self._upright(np.where(labels.data == 0, 0, rank).astype(np.uint8)))
         image = load_image(self.registration.file(role), constant=True)
-        self._windows[role] = self._window(image.data)
         if role == "moving":
             return self._nifti(self._before(image))
         self._check(image.data.shape, role)
@@ -166,12 +164,6 @@ class Scene:
         image.to_stream(stream)
         return stream.getvalue()
 
-    @staticmethod
-    def _window(data: npt.NDArray[Any]) -> tuple[float, float]:
-        window = Window(data)
-        low, high = float(window.low), float(window.high)
-        return (low, high) if high > low else (low, max(float(data.max()), low + 1.0))
-
     def _check(self, shape: tuple[int, ...], role: str) -> None:
         if tuple(shape) != self._fixed_grid.shape:
             raise InputError(
@@ -200,6 +192,12 @@ class Scene:
                 raise InputError(f"{path}, the {role} of {self.registration.sidecar.name}, is missing: register again")
             if role in record.written and sha256_file(path) != record.written[role].sha256:
                 raise InputError(f"{path} has changed since {self.registration.sidecar} was written: register it again")
+
+
+def _window(data: npt.NDArray[Any]) -> tuple[float, float]:
+    window = Window(data)
+    low, high = float(window.low), float(window.high)
+    return (low, high) if high > low else (low, max(float(data.max()), low + 1.0))
 
 
 def _step(grid: Grid, most: int) -> int:

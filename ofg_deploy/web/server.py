@@ -9,7 +9,9 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import socket
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +43,7 @@ class ViewServer(ThreadingHTTPServer):
         """Listen on a port of the loopback interface; 0 for one that is free. Raises DeviceError where that fails."""
         self.scene = scene
         self.token = secrets.token_urlsafe(24)
+        self._open: set[socket.socket] = set()
         try:
             super().__init__((LOOPBACK, port), _Answer)
         except OSError as error:
@@ -56,9 +59,22 @@ class ViewServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def close(self) -> None:
-        """Stop, after ``start``, and free the port."""
+        """Stop, after ``start``, free the port and end every connection."""
         self.shutdown()
         self.server_close()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """On a thread of its own."""
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection has ended."""
+        self._open.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that closes a connection is no event of ours."""

@@ -8,13 +8,26 @@ export class Sentence extends Error {
   }
 }
 
+let token = "";
+
+/** Show this token with every request from now on; services that others can reach ask for one. */
+export function authorise(text: string): void {
+  token = text;
+}
+
+/** Whether an address needs the token, so that a plain link would be refused. */
+export function guarded(): boolean {
+  return token !== "";
+}
+
 const GONE = "The server does not answer. It may have been stopped: start it again, then reload this page.";
 
 /** As fetch, but anything other than success is thrown as a Sentence. */
 export async function ask(address: string, init: RequestInit = {}): Promise<Response> {
   let answer: Response;
   try {
-    answer = await fetch(address, init);
+    const headers: HeadersInit = token ? { Authorization: `Bearer ${token}` } : {};
+    answer = await fetch(address, { ...init, headers });
   } catch {
     throw new Sentence(GONE);
   }
@@ -61,5 +74,6 @@ async function said(answer: Response): Promise<string> {
 }
 
 function asSentence(text: string): string {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  const first = /^[a-z]+\s/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0); // not of a file's name
+  return first + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }

@@ -28,7 +28,7 @@ export class Pane {
     this.stage.append(this.canvas, this.lines);
     this.figure = make("figure", { class: "pane", "data-role": role }, this.stage, make("figcaption", {}, this.title));
     this.nv = new Niivue({
-      backColor: [0.067, 0.086, 0.11, 1], crosshairColor: [1, 0.75, 0.2, 0.85], crosshairWidth: 0.4,
+      backColor: [0.067, 0.086, 0.11, 1], crosshairColor: [1, 0.75, 0.2, 0.85], crosshairWidth: 0.6,
       crosshairWidthUnit: "percent", fontColor: [0.8, 0.85, 0.9, 1], isColorbar: false, loadingText: "", logLevel: "error",
       multiplanarShowRender: SHOW_RENDER.NEVER, sliceType: SLICE_TYPE.MULTIPLANAR, dragAndDropEnabled: false,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", atlasOutline: 1, multiplanarPadPixels: 4,

@@ -1,17 +1,21 @@
 // What stands beside the images: names, warnings, measures, downloads.
 
 import { make, size } from "./elements";
-import { json, sentence } from "./answers";
+import { bytes, guarded, json, sentence } from "./answers";
 import { type Described, Scene } from "./scene";
 import { Viewer } from "./viewer";
 
 const VERDICTS: Record<string, string> = { warn: "worse than the limit for a warning", fail: "worse than the limit" };
 
-/** Show the registration that is described at base + registration.json in an element; says what is in the way. */
-export async function show(where: HTMLElement, base: string): Promise<void> {
+/**
+ * Show a registration in an element, or say what is in the way.
+ * @param base what the addresses in its description are relative to, with a slash at its end.
+ * @param name of the description there.
+ */
+export async function show(where: HTMLElement, base: string, name: string): Promise<void> {
   where.replaceChildren(make("p", { role: "status" }, "Loading the registration …"));
   try {
-    const described = await json<Described>(`${base}registration.json`);
+    const described = await json<Described>(base + name);
     document.title = `${described.name} · OFG Deploy`;
     const viewer = new Viewer(new Scene(described, base));
     where.replaceChildren(
@@ -35,7 +39,7 @@ function status(of: Described): HTMLElement {
 }
 
 function lines(of: Described): HTMLElement[] {
-  const every = [...new Set([...of.reasons, ...of.warnings, ...of.notes])];
+  const every = [...new Set([...of.reasons, ...of.notes])];
   return every.length ? [make("ul", { class: "warnings", "aria-label": "Warnings" }, ...every.map((text) => make("li", {}, text)))] : [];
 }
 
@@ -43,11 +47,26 @@ function beside(of: Described, base: string): HTMLElement {
   const about = make("dl", { class: "about" });
   for (const [name, text] of Object.entries(of.about)) about.append(make("div", {}, make("dt", {}, name), make("dd", {}, text)));
   const files = make("ul", { class: "files" }, ...of.files.map((file) => make("li", {},
-    make("a", { href: base + file.address, download: file.name }, file.name), ` ${size(file.bytes)}`)));
+    link(base + file.address, file.name), ` ${size(file.bytes)}`)));
   return make("aside", { "aria-label": "Measures and files" },
     make("h3", {}, "Measures"), measures(of), ...perLabel(of),
     make("h3", {}, "Registration"), about,
     make("h3", {}, "Files"), files);
+}
+
+/** A download; what needs the token is fetched with it first. */
+function link(address: string, name: string): HTMLElement {
+  const click = (event: Event) => {
+    if (!guarded() || !event.isTrusted) return;
+    event.preventDefault();
+    void bytes(address).then((content) => {
+      const held = URL.createObjectURL(new Blob([content]));
+      make("a", { href: held, download: name }).click();
+      URL.revokeObjectURL(held);
+    }, (error: unknown) => { anchor.title = sentence(error); });
+  };
+  const anchor = make("a", { href: address, download: name, click }, name);
+  return anchor;
 }
 
 function measures(of: Described): HTMLElement {

@@ -11,7 +11,6 @@ export interface Described {
   about: Record<string, string>;
   status: string;
   reasons: string[];
-  warnings: string[];
   notes: string[];
   shape: Three;
   spacing_mm: Three;
@@ -62,6 +61,12 @@ export class Scene {
   voxel(share: ArrayLike<number>): Three {
     return this.described.shape.map((count, axis) =>
       Math.min(count - 1, Math.max(0, Math.floor(share[axis]! * count)))) as Three;
+  }
+
+  /** Where the centre of a voxel lies as a fraction of each axis; of the last voxel for one beyond it. */
+  share(voxel: Three): Three {
+    return this.described.shape.map((count, axis) =>
+      (Math.min(count - 1, Math.max(0, voxel[axis]!)) + 0.5) / count) as Three;
   }
 
   /** RAS mm of a voxel's centre. */

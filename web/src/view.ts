@@ -3,4 +3,4 @@
 import "./style.css";
 import { show } from "./result";
 
-void show(document.getElementById("registration")!, "./");
+void show(document.getElementById("registration")!, "./", "registration.json");

@@ -107,9 +107,9 @@ export class Viewer {
     const step = KEYS[event.key];
     if (step && target.tagName === "CANVAS") {
       const pane = this.panes.find((one) => one.canvas === target)!;
-      const share = pane.share;
-      const count = this.scene.described.shape[step[0]]!;
-      share[step[0]] = Math.min(1 - 0.5 / count, Math.max(0.5 / count, share[step[0]]! + step[1] / count));
+      const voxel = this.scene.voxel(pane.share);
+      voxel[step[0]] = voxel[step[0]]! + step[1];
+      const share = this.scene.share(voxel);
       pane.share = share;
       this.moved(pane);
       event.preventDefault();

@@ -1,0 +1,198 @@
+"""The pages of ``ofg serve`` and ``ofg view`` in a real browser: a pair is registered through the page and seen."""
+
+from __future__ import annotations
+
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from browser import PATIENCE_MS, Served, built, chromium, luminance, matches, open_page  # noqa: F401 - fixtures
+from viewed_pair import LABELS, write_known
+
+from ofg_deploy.report.registration import Registration
+from ofg_deploy.web.example import example
+from ofg_deploy.web.scene import Scene
+from ofg_deploy.web.server import ViewServer
+
+pytestmark = pytest.mark.usefixtures("built")
+COMPILING_MS = 400_000  # the first registration of a checkout compiles the kernels
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    pytest.importorskip("fastapi", reason="the service needs pip install ofg-deploy[serve]")
+    from ofg_deploy.serve.model import load_model
+    from ofg_deploy.service.limits import Limits
+    from ofg_deploy.service.state import Service
+
+    opened = Service.open(tmp_path_factory.mktemp("service"), {"none": load_model("none")}, Limits(queue=3), 1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def served(service):
+    from ofg_deploy.service.app import create_app
+    from ofg_deploy.service.security import Guard
+
+    with Served(Guard(create_app(service), [], None, service.metrics)) as here:
+        yield here
+
+
+@pytest.fixture
+def viewed(tmp_path):
+    known = write_known(tmp_path)
+    server = ViewServer(Scene(Registration(known.sidecar)))
+    server.start()
+    yield known, server
+    server.close()
+
+
+def values(page) -> tuple[np.ndarray, dict[str, float]]:
+    """Where the crosshair is (RAS mm), and the value of every image there."""
+    line = page.locator(".values:has-text('mm (RAS)')")
+    line.wait_for()
+    place, *told = line.inner_text().split(" · ")
+    world = np.array([float(part) for part in place.removesuffix(" mm (RAS)").split(", ")])
+    return world, {name: float(value) for name, value in (each.rsplit(" ", 1) for each in told)}
+
+
+def at(image: nib.Nifti1Image, world_mm: np.ndarray) -> float:
+    index = np.linalg.inv(image.affine) @ [*world_mm, 1]
+    return float(np.asarray(image.dataobj)[tuple(np.round(index[:3]).astype(int))])
+
+
+def test_a_pair_is_registered_through_the_page_and_seen(service, served, open_page, tmp_path):  # noqa: F811
+    page = open_page(served.address)
+    page.get_by_role("button", name="Use the example").click()
+    page.get_by_text("example_moving.nii").wait_for()
+    page.get_by_label("Quality").select_option("fast")
+    page.get_by_role("button", name="Register").click()
+    page.get_by_role("progressbar", name="Progress of the registration").wait_for()
+    page.get_by_role("img", name="Warped: slices through").wait_for(timeout=COMPILING_MS)
+
+    world, shown = values(page)
+    fixed, moving = (nib.Nifti1Image.from_bytes(example(role)) for role in ("fixed", "moving"))
+    assert shown["fixed"] == at(fixed, world)
+    assert shown["moving"] == at(moving, world)  # the same grid by its header
+    ncc = page.locator("tr", has_text="NCC").locator("td").all_inner_texts()
+    assert float(ncc[0]) < 0.96
+    assert float(ncc[2]) > 0.99
+    with page.expect_download() as loading:
+        page.get_by_role("link", name="moving_to_fixed_warped.nii.gz").click()
+    loading.value.save_as(tmp_path / "warped.nii.gz")
+    assert shown["warped"] == pytest.approx(at(nib.load(tmp_path / "warped.nii.gz"), world), rel=1e-3)
+    matches(page.locator(".panes").screenshot(), "side_by_side_1280")
+
+    image = page.get_by_role("img", name="Fixed: slices through")
+    for key, axis, step in (("ArrowRight", 0, 1), ("ArrowUp", 1, 1), ("PageDown", 2, -1)):
+        image.press(key)
+        moved, shown = values(page)
+        assert (moved - world).tolist() == [3.0 * step * (each == axis) for each in range(3)]
+        assert shown["fixed"] == at(fixed, moved)
+        world = moved
+    matched = [panel.get_attribute("aria-label") for panel in page.get_by_role("img").all()]
+    assert len(matched) == 3
+    assert all(", ".join(f"{mm:.1f}" for mm in world) in label for label in matched)  # all show the same place
+
+    page.set_viewport_size({"width": 820, "height": 900})
+    page.emulate_media(color_scheme="dark")
+    page.get_by_label("Jacobian determinant").check()
+    page.get_by_label("Deformation grid").check()
+    page.locator(".values:has-text('Jacobian')").wait_for()
+    matches(page.locator(".panes").screenshot(), "overlays_820")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 820
+    background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert luminance(background) < 0.15
+
+    page.get_by_label("Deformation grid").uncheck()
+    page.get_by_label("Jacobian determinant").uncheck()
+    image.press("c")
+    page.get_by_label("Moving", exact=True).check()
+    assert page.get_by_label("Checkerboard").is_checked()
+    matches(page.locator(".panes").screenshot(), "checkerboard_820")
+
+    page.reload()  # the address names the registration
+    page.get_by_role("heading", name="moving_to_fixed").wait_for()
+    assert service.store.count("done") == 1
+    page.get_by_role("button", name="Delete this result").click()
+    page.get_by_text("Deleted from the server.").wait_for()
+    assert service.store.count("done") == 0
+
+
+def test_what_goes_wrong_is_said_in_a_sentence(service, served, open_page, tmp_path):  # noqa: F811
+    page = open_page(served.address, width=820)
+    alert = page.get_by_role("alert")
+    register = page.get_by_role("button", name="Register")
+    register.click()
+    assert "fixed and the moving scan is missing" in alert.inner_text()
+
+    broken = tmp_path / "broken.nii"
+    broken.write_text("no image at all\n" * 40)
+    page.get_by_role("button", name="Use the example").click()
+    page.get_by_text("example_moving.nii").wait_for()
+    page.locator("[data-part=moving]").set_input_files(broken)
+    page.get_by_text("broken.nii").wait_for()
+    register.click()
+    page.locator("[role=alert]:has-text('NIfTI')").wait_for()
+    assert re.fullmatch(r"moving\.nii cannot be read as NIfTI .*\.", alert.inner_text())
+
+    page.get_by_role("button", name="Use the example").click()
+    page.get_by_text("example_moving.nii").wait_for()
+    service.uploading = 3
+    register.click()
+    page.get_by_text("The queue of the service is full.").wait_for()
+    assert "try again in" in alert.inner_text()
+    service.uploading = 0
+
+    page.route("**/v1/registrations/*", lambda route: route.abort())
+    page.get_by_label("Quality").select_option("fast")
+    register.click()
+    page.get_by_text("The registration goes on once the server is back").wait_for()
+    page.unroute("**/v1/registrations/*")
+    page.get_by_role("heading", name="moving_to_fixed").wait_for(timeout=COMPILING_MS)
+    assert alert.count() == 0
+    page.goto("about:blank")
+    page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
+
+
+def test_a_server_that_is_gone_is_said(viewed, open_page):  # noqa: F811
+    _, server = viewed
+    page = open_page(server.address)
+    values(page)
+    server.close()
+    page.get_by_label("Jacobian determinant").check()
+    page.get_by_text("The server does not answer.").wait_for()
+    page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
+
+
+def test_ofg_view_shows_what_lies_on_oblique_grids(viewed, open_page):  # noqa: F811
+    known, server = viewed
+    page = open_page(server.address, motion="no-preference")
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "PageUp"):
+        page.get_by_role("img", name="Warped: slices through").press(key)
+    page.get_by_label("Labels", exact=True).check()
+    page.get_by_label("Jacobian determinant").check()
+    page.locator(".values:has-text('Jacobian')").wait_for()
+    world, shown = values(page)
+    fixed = nib.Nifti1Image(known.fixed, known.fixed_affine)
+    assert shown["fixed"] == pytest.approx(at(fixed, world), rel=1e-3)
+    assert shown["warped"] == pytest.approx(at(nib.Nifti1Image(known.warped, known.fixed_affine), world), rel=1e-3)
+    assert shown["Jacobian"] == pytest.approx(np.linalg.det(known.total[:3, :3]), rel=1e-3)
+    label = at(nib.Nifti1Image(known.labels, known.fixed_affine), world)
+    assert shown.get("fixed label", 0) == label
+    assert page.locator(".warnings li").last.inner_text() == "warn: the <b>moving</b> image has no units"
+    assert page.get_by_text("2035").count() == (label == LABELS[2]) + 1  # the table of labels
+
+    upper = page.locator(".upper .stage")
+    page.get_by_label("Flicker").check()
+    seen = {upper.is_visible()}
+    for _ in range(30):
+        page.wait_for_timeout(100)
+        seen.add(upper.is_visible())
+    assert seen == {True, False}
+    page.emulate_media(reduced_motion="reduce")
+    page.get_by_label("Blend").check()
+    page.get_by_label("Opacity of the upper image").fill("25")
+    assert float(upper.evaluate("stage => getComputedStyle(stage).opacity")) == 0.25
