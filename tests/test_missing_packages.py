@@ -50,6 +50,7 @@ main()
             ["register", "a.nii", "b.nii", "-m", "MODEL", "-o", "OUT", "--runtime", "onnxruntime"],
             "cpu",
         ),
+        *((["fastapi"], ["serve", "-m", "none"], "serve"), (["prometheus_client"], ["serve"], "serve")),
         (["openvino"], ["register", "a.nii", "b.nii", "-m", "MODEL", "-o", "OUT", "--runtime", "openvino"], "openvino"),
     ],
 )
@@ -71,7 +72,8 @@ def test_every_verb_says_which_extra(tmp_path, files, tiny_model, absent, argume
 def test_the_extras_bring_what_they_are_said_to() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     brings = {extra: " ".join(packages) for extra, packages in project["optional-dependencies"].items()}
-    other = {"lightning_fabric": "lightning-fabric", "tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
+    other = {"python_multipart": "python-multipart", "prometheus_client": "prometheus-client"}
+    other |= {"lightning_fabric": "lightning-fabric", "tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
     for module, (_, extras) in PACKAGES.items():
         package = {"onnx_ir": "onnxscript", **other}.get(module, module)
         for where in [brings[extra] for extra in extras] or [" ".join(project["dependencies"])]:

@@ -41,6 +41,8 @@ SLOW = (
     "test_dialects",
     "test_vxm_dense",
     "test_refine",
+    "test_service_restart",
+    "test_service",
     "test_kernels",
     "test_current_folder",
     "test_missing_packages",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     refusals = PROBLEMS(400, 408, 413, 415, 422, 429, 503)
 
-    @app.post("/v1/registrations", status_code=202, openapi_extra=form(), responses=refusals)
+    @app.post("/v1/registrations", status_code=202, openapi_extra=form(service.models), responses=refusals)
     async def register(request: Request, response: Response) -> resources.Registration:
         """Send a pair, of which the moving image is brought to the fixed one; answers at once with a job."""
         job = await _accept(request, service)
@@ -144,11 +145,14 @@ def add_handlers(app: FastAPI, service: Service) -> None:
             problem = Problem(error.status_code, f"{error.detail}: see /openapi.json", dict(error.headers or {}))
         elif isinstance(error, RequestValidationError):
             problem = Problem(404, "there is no such registration or file: ids have 32 digits of 0-9 and a-f")
+        elif isinstance(error, ClientDisconnect):
+            problem = Problem(400, "the connection was cut off before the request was complete: send it again")
         else:
             problem = problem_of(error, service.folder)
         return Response(problem.body(), problem.status, problem.headers, MEDIA_TYPE)
 
-    for kind in (Problem, OfgError, HTTPException, RequestValidationError, OSError, MemoryError):
+    kinds = (Problem, OfgError, HTTPException, RequestValidationError, ClientDisconnect, OSError, MemoryError)
+    for kind in (*kinds, sqlite3.Error):
         app.add_exception_handler(kind, answer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -24,8 +25,10 @@ def PROBLEMS(*statuses: int) -> dict[int | str, dict[str, Any]]:  # noqa: N802 -
     }
 
 
-def form() -> dict[str, Any]:
-    """The body of a registration."""
+def form(models: Iterable[str]) -> dict[str, Any]:
+    """The body of a registration with one of these models."""
+    options = Options.model_json_schema()
+    options["properties"]["model"]["enum"] = [*models, None]
     properties: dict[str, Any] = {
         "fixed": IMAGE,
         "moving": IMAGE,
@@ -38,7 +41,7 @@ def form() -> dict[str, Any]:
         "fixed_labels": {**IMAGE, "description": "Label map of the fixed image: Dice and HD95 of the first of labels."},
         "fixed_mask": {**IMAGE, "description": "The initial alignment ignores voxels where it is 0."},
         "moving_mask": {**IMAGE, "description": "The same of the moving image."},
-        "options": Options.model_json_schema(),
+        "options": options,
     }
     schema = {
         "type": "object",
@@ -59,7 +62,14 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             parts = found.setdefault("components", {})
-            parts.setdefault("schemas", {})["ProblemBody"] = ProblemBody.model_json_schema()
+            schemas = parts.setdefault("schemas", {})
+            schemas["ProblemBody"] = ProblemBody.model_json_schema()
+            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own errors: none is ever sent
+                schemas.pop(name, None)
+            for route in found["paths"].values():
+                for operation in route.values():
+                    if "HTTPValidationError" in str(operation["responses"].get("422")):
+                        del operation["responses"]["422"]
             parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             found["security"] = [{}, {"token": []}]
             app.openapi_schema = found

@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from ofg_deploy.errors import UsageError
 from ofg_deploy.options.words import Dialect, Init, LabelInterpolation, Quality, StepSimilarity
@@ -14,13 +15,19 @@ from ofg_deploy.service.problems import Problem
 MOST_STEPS = 10_000
 LONGEST_AXIS = 4096
 SHOWN = 60  # characters of a value that is not understood
+NOT_BOTH: JsonDict = {
+    "not": {
+        "required": ["quality", "refine"],
+        "properties": {"quality": {"type": "string"}, "refine": {"type": "integer"}},
+    }
+}
 Axis = Annotated[int, Field(ge=1, le=LONGEST_AXIS)]
 
 
 class Options(BaseModel):
     """As the options of ``ofg register`` that are called alike, with the same defaults."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=NOT_BOTH)
 
     model: str | None = Field(default=None, max_length=64, description="One of /v1/models; the first if absent.")
     quality: Quality | None = Field(

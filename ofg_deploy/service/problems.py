@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -67,8 +68,9 @@ def problem_of(error: BaseException, folder: Path) -> Problem:
         return Problem(status, without_paths(str(error), folder))
     if isinstance(error, MemoryError):
         return Problem(503, OUT_OF_MEMORY)
-    if isinstance(error, OSError) and error.strerror:
-        return Problem(503, f"the service cannot use its files: {error.strerror}")
+    if isinstance(error, OSError | sqlite3.Error):
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        return Problem(503, f"the service cannot use its files: {reason}")
     return Problem(500, f"internal error, {type(error).__name__}; the log of the service says where")
 
 

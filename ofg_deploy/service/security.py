@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ofg_deploy.errors import UsageError
@@ -142,6 +143,8 @@ class Guard:
             await self._app(scope, receive, answer)
         except Problem as problem:
             await respond(problem, answer)
+        except ClientDisconnect:
+            pass
         except Exception as error:
             log_internal(error)
             if not status:

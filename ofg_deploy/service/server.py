@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,16 +56,22 @@ def run(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Requests under way are answered, jobs under way wait for the next start."""
     log_to_stderr()
+    server_of(service, hosts, token, static).run(sockets=[listening])
+    if service.workers.at_work:  # native code that does not end: its job is registered again after the next start
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def server_of(
+    service: Service, hosts: Collection[str], token: Token | None, static: Path | None = None
+) -> uvicorn.Server:
+    """What ``run`` runs."""
     app = Guard(create_app(service, static), hosts, token, service.metrics)
     config = uvicorn.Config(
         app, http="h11", ws="none", loop="asyncio", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=REQUESTS_S,
     )  # fmt: skip
-    server = _Server(config)
-    server.run(sockets=[listening])
-    if service.workers.at_work:  # native code that does not end: its job is registered again after the next start
-        sys.stderr.flush()
-        os._exit(0)
+    return _Server(config)
 
 
 def log_to_stderr() -> None:
@@ -83,6 +90,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, without that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
