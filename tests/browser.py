@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ SWITCHES = [
 ]
 PATIENCE_MS = 90_000  # software rendering beside other work
 REFERENCES = Path(__file__).with_name("screens")
-SIZE = (480, 320)  # of the pictures that are kept
+SIZE = (240, 160)  # of the pictures that are kept
 
 
 @pytest.fixture(scope="session")
@@ -95,33 +94,3 @@ def luminance(colour: str) -> float:
     """0..1 of a CSS ``rgb(r, g, b)``."""
     red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-class Served:
-    """An ASGI application on a free port of this machine, on a thread of its own."""
-
-    def __init__(self, app: Any) -> None:
-        import uvicorn
-
-        config = uvicorn.Config(app, port=0, log_config=None, ws="none", lifespan="on", timeout_graceful_shutdown=2)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        while not self._server.started:
-            assert self._thread.is_alive()
-            self._thread.join(0.02)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def address(self) -> str:
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}/"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)

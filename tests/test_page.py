@@ -7,8 +7,8 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from browser import PATIENCE_MS, Served, built, chromium, luminance, matches, open_page  # noqa: F401 - fixtures
-from viewed_pair import LABELS, write_known
+from browser import built, chromium, luminance, matches, open_page  # noqa: F401 - fixtures
+from viewed_pair import LABELS, RAS_AXES, START, write_known
 
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.web.example import example
@@ -20,33 +20,30 @@ COMPILING_MS = 400_000  # the first registration of a checkout compiles the kern
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
+def served(tmp_path_factory):
+    """Address and service."""
     pytest.importorskip("fastapi", reason="the service needs pip install ofg-deploy[serve]")
-    from ofg_deploy.serve.model import load_model
+    from service_running import serving
+
     from ofg_deploy.service.limits import Limits
-    from ofg_deploy.service.state import Service
 
-    opened = Service.open(tmp_path_factory.mktemp("service"), {"none": load_model("none")}, Limits(queue=3), 1)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def served(service):
-    from ofg_deploy.service.app import create_app
-    from ofg_deploy.service.security import Guard
-
-    with Served(Guard(create_app(service), [], None, service.metrics)) as here:
+    with serving(tmp_path_factory.mktemp("service") / "data", limits=Limits(queue=3)) as here:
         yield here
 
 
 @pytest.fixture
-def viewed(tmp_path):
-    known = write_known(tmp_path)
-    server = ViewServer(Scene(Registration(known.sidecar)))
-    server.start()
-    yield known, server
-    server.close()
+def view(tmp_path):
+    """(total map or None) -> the known pair and a server of it."""
+    servers = []
+
+    def start(total: np.ndarray | None = None):
+        known = write_known(tmp_path, total=total)
+        servers.append(ViewServer(Scene(Registration(known.sidecar))))
+        servers[0].start()
+        return known, servers[0]
+
+    yield start
+    servers[0].close()
 
 
 def values(page) -> tuple[np.ndarray, dict[str, float]]:
@@ -63,8 +60,9 @@ def at(image: nib.Nifti1Image, world_mm: np.ndarray) -> float:
     return float(np.asarray(image.dataobj)[tuple(np.round(index[:3]).astype(int))])
 
 
-def test_a_pair_is_registered_through_the_page_and_seen(service, served, open_page, tmp_path):  # noqa: F811
-    page = open_page(served.address)
+def test_a_pair_is_registered_through_the_page_and_seen(served, open_page, tmp_path):  # noqa: F811
+    address, service = served
+    page = open_page(address)
     page.get_by_role("button", name="Use the example").click()
     page.get_by_text("example_moving.nii").wait_for()
     page.get_by_label("Quality").select_option("fast")
@@ -121,8 +119,9 @@ def test_a_pair_is_registered_through_the_page_and_seen(service, served, open_pa
     assert service.store.count("done") == 0
 
 
-def test_what_goes_wrong_is_said_in_a_sentence(service, served, open_page, tmp_path):  # noqa: F811
-    page = open_page(served.address, width=820)
+def test_what_goes_wrong_is_said_in_a_sentence(served, open_page, tmp_path):  # noqa: F811
+    address, service = served
+    page = open_page(address, width=820)
     alert = page.get_by_role("alert")
     register = page.get_by_role("button", name="Register")
     register.click()
@@ -157,8 +156,8 @@ def test_what_goes_wrong_is_said_in_a_sentence(service, served, open_page, tmp_p
     page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
 
 
-def test_a_server_that_is_gone_is_said(viewed, open_page):  # noqa: F811
-    _, server = viewed
+def test_a_server_that_is_gone_is_said(view, open_page):  # noqa: F811
+    _, server = view()
     page = open_page(server.address)
     values(page)
     server.close()
@@ -167,8 +166,8 @@ def test_a_server_that_is_gone_is_said(viewed, open_page):  # noqa: F811
     page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
 
 
-def test_ofg_view_shows_what_lies_on_oblique_grids(viewed, open_page):  # noqa: F811
-    known, server = viewed
+def test_ofg_view_shows_what_lies_on_oblique_grids(view, open_page):  # noqa: F811
+    known, server = view()
     page = open_page(server.address, motion="no-preference")
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "PageUp"):
         page.get_by_role("img", name="Warped: slices through").press(key)
@@ -196,3 +195,42 @@ def test_ofg_view_shows_what_lies_on_oblique_grids(viewed, open_page):  # noqa: 
     page.get_by_label("Blend").check()
     page.get_by_label("Opacity of the upper image").fill("25")
     assert float(upper.evaluate("stage => getComputedStyle(stage).opacity")) == 0.25
+
+
+def test_the_deformation_grid_is_drawn_where_the_field_leads(view, open_page):  # noqa: F811
+    shift_mm = np.array([3.0, -2.0, 1.5])  # along the axes of the grid, R, A and S
+    shift = np.eye(4)
+    shift[:3, 3] = RAS_AXES @ shift_mm
+    _, server = view(START @ shift)
+    page = open_page(server.address)
+    page.get_by_label("Axial").check()
+    page.get_by_label("Deformation grid").check()
+    page.locator(".pane[data-role=warped] .lines").wait_for()
+    values(page)
+    inked = page.evaluate(INKED)
+    while not np.any(inked):
+        page.wait_for_timeout(100)
+        inked = page.evaluate(INKED)
+    across, up = (np.flatnonzero(np.array(inked).sum(axis=axis)) for axis in (0, 1))
+    columns, rows = (peaks(np.array(inked).sum(axis=axis)) for axis in (0, 1))
+    right, bottom = across.max() + 1, up.max() + 1
+    # 9 columns 3.5 mm apart, the last beyond the edge at 31.5 mm, and 13 rows 2 mm apart, the first below the edge.
+    scale = np.diff(columns).mean() / 3.5
+    np.testing.assert_allclose((right - columns) / scale, 31.5 - (1.75 + 3.0 + 3.5 * np.arange(8)), atol=0.35)
+    np.testing.assert_allclose((bottom - rows[::-1]) / scale, 1.0 - 2.0 + 2.0 * np.arange(1, 13), atol=0.35)
+
+
+# Which pixels of the lines are drawn, as rows of 0 and 1.
+INKED = """() => {
+  const canvas = document.querySelector(".pane[data-role=warped] .lines");
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const drawn = (x, y) => +(data[4 * (y * width + x) + 3] > 60);
+  return Array.from({ length: height }, (_, y) => Array.from({ length: width }, (_, x) => drawn(x, y)));
+}"""
+
+
+def peaks(ink: np.ndarray) -> np.ndarray:
+    """Centres of the stretches in which more than half of the longest line is drawn."""
+    drawn = np.flatnonzero(ink > 0.5 * ink.max())
+    return np.array([part.mean() for part in np.split(drawn, np.flatnonzero(np.diff(drawn) > 1) + 1)])

@@ -38,18 +38,21 @@ def affine(columns: list[list[float]], spacing: list[float], degrees: list[float
     return matrix
 
 
-def write_known(folder: Path, name: str = "pair") -> Known:
+FIXED_AFFINE = affine([[0, -1, 0], [-1, 0, 0], [0, 0, 1]], [2.0, 3.5, 2.5], [7, -5, 11], [21, 13, -14])
+RAS_AXES = FIXED_AFFINE[:3, [1, 0, 2]] / [-3.5, -2.0, 2.5]  # directions of the fixed axes, turned to R, A, S
+START = np.array([[1.05, 0.02, 0, 1.5], [-0.03, 0.97, 0.01, -2.0], [0, 0.04, 1.02, 0.5], [0, 0, 0, 1]])
+TOTAL = np.array([[1.10, 0.05, -0.02, 2.0], [0.01, 0.90, 0.06, -1.0], [-0.04, 0.02, 1.20, 0.7], [0, 0, 0, 1]])
+
+
+def write_known(folder: Path, name: str = "pair", total: np.ndarray | None = None) -> Known:
     """Axes to the back, the left and up, oblique and of unequal sizes; the moving grid is another such."""
     folder.mkdir(parents=True, exist_ok=True)
-    fixed_affine = affine([[0, -1, 0], [-1, 0, 0], [0, 0, 1]], [2.0, 3.5, 2.5], [7, -5, 11], [21, 13, -14])
+    fixed_affine, start, total = FIXED_AFFINE, START, TOTAL if total is None else total
     moving_affine = affine([[1, 0, 0], [0, 1, 0], [0, 0, -1]], [3.0, 2.2, 2.1], [-4, 8, 3], [-12, -14, 15])
     rng = np.random.default_rng(11)
     fixed, warped = (rng.normal(100, 20, SHAPE).astype(np.float32) for _ in range(2))
     moving = rng.normal(500, 90, MOVING_SHAPE).astype(np.float32)
     labels = rng.choice([0, *LABELS], SHAPE).astype(np.int16)
-    start, total = np.eye(4), np.eye(4)
-    start[:3] = [[1.05, 0.02, 0, 1.5], [-0.03, 0.97, 0.01, -2.0], [0, 0.04, 1.02, 0.5]]
-    total[:3] = [[1.10, 0.05, -0.02, 2.0], [0.01, 0.90, 0.06, -1.0], [-0.04, 0.02, 1.20, 0.7]]
     index = np.indices(SHAPE, dtype=float).reshape(3, -1)
     points = fixed_affine[:3, :3] @ index + fixed_affine[:3, 3:]
     lps = (total[:3, :3] @ points + total[:3, 3:] - points) * [[-1], [-1], [1]]
