@@ -25,7 +25,7 @@ REFERENCES = Path(__file__).with_name("screens")
 SIZE = (240, 160)  # of the pictures that are kept
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: Playwright keeps an event loop running, which others must not meet
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="pages are tested with Playwright (pip install playwright)"
@@ -45,7 +45,7 @@ def open_page(chromium) -> Iterator[Callable[..., Any]]:
     opened, wrong = [], []
 
     def open_(address: str, width: int = 1280, scheme: str = "light", motion: str = "reduce") -> Any:
-        viewport = {"width": width, "height": 900}
+        viewport = {"width": width, "height": 680}
         page = chromium.new_page(viewport=viewport, color_scheme=scheme, reduced_motion=motion)
         page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from browser import built, chromium, luminance, matches, open_page  # noqa: F401 - fixtures
-from viewed_pair import LABELS, RAS_AXES, START, write_known
+from viewed_pair import RAS_AXES, START, write_known
 
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.web.example import example
@@ -29,21 +29,6 @@ def served(tmp_path_factory):
 
     with serving(tmp_path_factory.mktemp("service") / "data", limits=Limits(queue=3)) as here:
         yield here
-
-
-@pytest.fixture
-def view(tmp_path):
-    """(total map or None) -> the known pair and a server of it."""
-    servers = []
-
-    def start(total: np.ndarray | None = None):
-        known = write_known(tmp_path, total=total)
-        servers.append(ViewServer(Scene(Registration(known.sidecar))))
-        servers[0].start()
-        return known, servers[0]
-
-    yield start
-    servers[0].close()
 
 
 def values(page) -> tuple[np.ndarray, dict[str, float]]:
@@ -87,14 +72,14 @@ def test_a_pair_is_registered_through_the_page_and_seen(served, open_page, tmp_p
     for key, axis, step in (("ArrowRight", 0, 1), ("ArrowUp", 1, 1), ("PageDown", 2, -1)):
         image.press(key)
         moved, shown = values(page)
-        assert (moved - world).tolist() == [3.0 * step * (each == axis) for each in range(3)]
+        assert (moved - world).tolist() == [4.0 * step * (each == axis) for each in range(3)]
         assert shown["fixed"] == at(fixed, moved)
         world = moved
     matched = [panel.get_attribute("aria-label") for panel in page.get_by_role("img").all()]
     assert len(matched) == 3
     assert all(", ".join(f"{mm:.1f}" for mm in world) in label for label in matched)  # all show the same place
 
-    page.set_viewport_size({"width": 820, "height": 900})
+    page.set_viewport_size({"width": 820, "height": 680})
     page.emulate_media(color_scheme="dark")
     page.get_by_label("Jacobian determinant").check()
     page.get_by_label("Deformation grid").check()
@@ -112,7 +97,7 @@ def test_a_pair_is_registered_through_the_page_and_seen(served, open_page, tmp_p
     matches(page.locator(".panes").screenshot(), "checkerboard_820")
 
     page.reload()  # the address names the registration
-    page.get_by_role("heading", name="moving_to_fixed").wait_for()
+    page.get_by_role("button", name="Delete this result").wait_for()
     assert service.store.count("done") == 1
     page.get_by_role("button", name="Delete this result").click()
     page.get_by_text("Deleted from the server.").wait_for()
@@ -146,78 +131,71 @@ def test_what_goes_wrong_is_said_in_a_sentence(served, open_page, tmp_path):  # 
     service.uploading = 0
 
     page.route("**/v1/registrations/*", lambda route: route.abort())
-    page.get_by_label("Quality").select_option("fast")
+    page.get_by_label("Quality").select_option("best")
     register.click()
     page.get_by_text("The registration goes on once the server is back").wait_for()
     page.unroute("**/v1/registrations/*")
-    page.get_by_role("heading", name="moving_to_fixed").wait_for(timeout=COMPILING_MS)
-    assert alert.count() == 0
+    problem = page.locator("[role=alert]")
+    problem.wait_for(state="hidden")  # it goes on by itself
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Deleted from the server.").wait_for()
+    assert service.store.count("queued") == 0
     page.goto("about:blank")
     page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
 
 
-def test_a_server_that_is_gone_is_said(view, open_page):  # noqa: F811
-    _, server = view()
-    page = open_page(server.address)
-    values(page)
-    server.close()
-    page.get_by_label("Jacobian determinant").check()
-    page.get_by_text("The server does not answer.").wait_for()
-    page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
-
-
-def test_ofg_view_shows_what_lies_on_oblique_grids(view, open_page):  # noqa: F811
-    known, server = view()
+def test_ofg_view_shows_what_lies_on_oblique_grids(tmp_path, open_page):  # noqa: F811
+    shift_mm = np.array([3.0, -2.0, 1.5])  # along the axes of the grid, R, A and S
+    shift = np.eye(4)
+    shift[:3, 3] = RAS_AXES @ shift_mm
+    known = write_known(tmp_path, total=START @ shift)
+    server = ViewServer(Scene(Registration(known.sidecar)))
+    server.start()
     page = open_page(server.address, motion="no-preference")
+
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "PageUp"):
         page.get_by_role("img", name="Warped: slices through").press(key)
     page.get_by_label("Labels", exact=True).check()
     page.get_by_label("Jacobian determinant").check()
     page.locator(".values:has-text('Jacobian')").wait_for()
     world, shown = values(page)
-    fixed = nib.Nifti1Image(known.fixed, known.fixed_affine)
-    assert shown["fixed"] == pytest.approx(at(fixed, world), rel=1e-3)
-    assert shown["warped"] == pytest.approx(at(nib.Nifti1Image(known.warped, known.fixed_affine), world), rel=1e-3)
-    assert shown["Jacobian"] == pytest.approx(np.linalg.det(known.total[:3, :3]), rel=1e-3)
+    for role in ("fixed", "warped"):
+        image = nib.Nifti1Image(getattr(known, role), known.fixed_affine)
+        assert shown[role] == pytest.approx(at(image, world), rel=1e-3)
+    assert shown["Jacobian"] == pytest.approx(np.linalg.det(START[:3, :3]), rel=1e-3)
     label = at(nib.Nifti1Image(known.labels, known.fixed_affine), world)
     assert shown.get("fixed label", 0) == label
     assert page.locator(".warnings li").last.inner_text() == "warn: the <b>moving</b> image has no units"
-    assert page.get_by_text("2035").count() == (label == LABELS[2]) + 1  # the table of labels
+
+    page.get_by_label("Axial").check()
+    page.get_by_label("Deformation grid").check()
+    while not np.any(inked := np.array(page.evaluate(INKED))):
+        page.wait_for_timeout(100)
+    columns, rows = (peaks(inked.sum(axis=axis)) for axis in (0, 1))
+    right, bottom = (np.flatnonzero(inked.any(axis=axis)).max() + 1 for axis in (0, 1))
+    # 9 columns 3.5 mm apart, the last beyond the edge at 31.5 mm, and 13 rows 2 mm apart, the first below the edge.
+    scale = np.diff(columns).mean() / 3.5
+    np.testing.assert_allclose((right - columns) / scale, 31.5 - (1.75 + 3.0 + 3.5 * np.arange(8)), atol=0.2)
+    np.testing.assert_allclose((bottom - rows[::-1]) / scale, 1.0 - 2.0 + 2.0 * np.arange(1, 13), atol=0.2)
 
     upper = page.locator(".upper .stage")
     page.get_by_label("Flicker").check()
     seen = {upper.is_visible()}
-    for _ in range(30):
-        page.wait_for_timeout(100)
+    for _ in range(100):
+        page.wait_for_timeout(50)
         seen.add(upper.is_visible())
+        if len(seen) == 2:
+            break
     assert seen == {True, False}
-    page.emulate_media(reduced_motion="reduce")
     page.get_by_label("Blend").check()
     page.get_by_label("Opacity of the upper image").fill("25")
     assert float(upper.evaluate("stage => getComputedStyle(stage).opacity")) == 0.25
 
-
-def test_the_deformation_grid_is_drawn_where_the_field_leads(view, open_page):  # noqa: F811
-    shift_mm = np.array([3.0, -2.0, 1.5])  # along the axes of the grid, R, A and S
-    shift = np.eye(4)
-    shift[:3, 3] = RAS_AXES @ shift_mm
-    _, server = view(START @ shift)
-    page = open_page(server.address)
-    page.get_by_label("Axial").check()
+    page.get_by_label("Deformation grid").uncheck()
+    server.close()
     page.get_by_label("Deformation grid").check()
-    page.locator(".pane[data-role=warped] .lines").wait_for()
-    values(page)
-    inked = page.evaluate(INKED)
-    while not np.any(inked):
-        page.wait_for_timeout(100)
-        inked = page.evaluate(INKED)
-    across, up = (np.flatnonzero(np.array(inked).sum(axis=axis)) for axis in (0, 1))
-    columns, rows = (peaks(np.array(inked).sum(axis=axis)) for axis in (0, 1))
-    right, bottom = across.max() + 1, up.max() + 1
-    # 9 columns 3.5 mm apart, the last beyond the edge at 31.5 mm, and 13 rows 2 mm apart, the first below the edge.
-    scale = np.diff(columns).mean() / 3.5
-    np.testing.assert_allclose((right - columns) / scale, 31.5 - (1.75 + 3.0 + 3.5 * np.arange(8)), atol=0.35)
-    np.testing.assert_allclose((bottom - rows[::-1]) / scale, 1.0 - 2.0 + 2.0 * np.arange(1, 13), atol=0.35)
+    page.get_by_text("The server does not answer.").wait_for()
+    page.expected[:] = [line for line in page.expected if "Failed to load resource" not in line]
 
 
 # Which pixels of the lines are drawn, as rows of 0 and 1.

@@ -9,6 +9,7 @@ export default defineConfig({
     outDir: "../ofg_deploy/web/static",
     emptyOutDir: true,
     modulePreload: { polyfill: false },
+    license: { fileName: "licences.md" }, // of the packages in the bundle
     chunkSizeWarningLimit: 4000, // the viewer
     rollupOptions: { input: ["view.html", "index.html"] },
   },

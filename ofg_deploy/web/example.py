@@ -8,14 +8,14 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-SHAPE, SPACING_MM = (64, 76, 60), 3.0
+SHAPE, SPACING_MM = (50, 58, 46), 4.0
 ROLES = ("fixed", "moving")
 Soft = npt.NDArray[np.float64]  # 1 inside, 0 outside
 
 
 @lru_cache(maxsize=2)
 def example(role: str) -> bytes:
-    """``fixed`` or ``moving`` as a NIfTI file: (64, 76, 60) voxels of 3 mm, uint8, RAS, the same bytes each time."""
+    """``fixed`` or ``moving`` as a NIfTI file: (50, 58, 46) voxels of 4 mm, uint8, RAS, the same bytes each time."""
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     affine[:3, 3] = -SPACING_MM * (np.array(SHAPE) - 1) / 2
     points = np.indices(SHAPE, dtype=np.float64) * SPACING_MM + affine[:3, 3].reshape(3, 1, 1, 1)
@@ -51,4 +51,4 @@ def _head(points: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
         value -= 110 * inside((10 * side, 4, 10), (6, 24, 13))
         value -= 35 * inside((21 * side, 2, 2), (8, 15, 10))
     value -= 60 * inside((0, -48, -42), (26, 20, 16), 0.3)
-    return np.clip(value, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(value, 0, 255).astype(np.uint8))

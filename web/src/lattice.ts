@@ -4,13 +4,13 @@ import type { Described } from "./scene";
 
 const LINES = 20; // along the longer side of a slice
 
-/** Part of a canvas that shows a slice: pixels per share (0..1) of the two axes, and where share 0 lies. */
+/** A slice on a canvas: on both sides the pixel of share 0 of the volume and the (signed) pixels from there to share 1. */
 export interface Tile {
   across: 0 | 1 | 2;
   axes: [0 | 1 | 2, 0 | 1 | 2];
-  left: number; top: number; width: number; height: number;
-  /** Whether the shares of the axes grow to the right and downwards. */
-  right: boolean; down: boolean;
+  x: { start: number; whole: number };
+  y: { start: number; whole: number };
+  /** Of the axis across, where the slice is. */
   share: number;
 }
 
@@ -32,15 +32,12 @@ export function draw(pen: CanvasRenderingContext2D, tile: Tile, field: Float32Ar
     const whole = shape[0] * shape[1] * shape[2];
     const [x, y] = ([[a, i], [b, j]] as const).map(([axis, n]) =>
       (n * spacing[axis]! + of.spacing_mm[axis]! / 2 + field[axis * whole + at]!) / extent[axis]!) as [number, number];
-    return [
-      tile.left + tile.width * (tile.right ? x : 1 - x),
-      tile.top + tile.height * (tile.down ? y : 1 - y),
-    ];
+    return [tile.x.start + tile.x.whole * x, tile.y.start + tile.y.whole * y];
   }
 
   pen.save();
   pen.beginPath();
-  pen.rect(tile.left, tile.top, tile.width, tile.height);
+  pen.rect(tile.x.start, tile.y.start, tile.x.whole, tile.y.whole);
   pen.clip();
   pen.beginPath();
   for (const [axis, other, point] of [

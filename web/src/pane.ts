@@ -4,7 +4,7 @@ import { MULTIPLANAR_TYPE, Niivue, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivu
 import { addJacobianColours, labelColours, LARGEST_DETERMINANT } from "./colours";
 import { make } from "./elements";
 import { draw, type Tile } from "./lattice";
-import type { Described, Role, Scene } from "./scene";
+import type { Role, Scene } from "./scene";
 
 export type Plane = "all" | "axial" | "coronal" | "sagittal";
 const PLANES = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL };
@@ -105,23 +105,23 @@ export class Pane {
     if (!this.lattice || !this.nv.volumes.length) return;
     pen.strokeStyle = "rgba(255, 214, 90, 0.9)";
     pen.lineWidth = Math.max(1, width / 700);
-    for (const tile of this.tiles(this.scene.described)) draw(pen, tile, this.lattice, this.scene.described);
+    for (const tile of this.tiles()) draw(pen, tile, this.lattice, this.scene.described);
   }
 
-  /** Where the slices lie on the canvas, asked of NiiVue itself: the place of two pixels in the volume. */
-  private tiles(of: Described): Tile[] {
-    return this.nv.screenSlices.flatMap((slice) => {
+  /** Where the slices lie on the canvas: NiiVue is asked what two of its pixels show, the rest follows. */
+  private tiles(): Tile[] {
+    return this.nv.screenSlices.flatMap((slice, index) => {
       const plane = AXES[slice.axCorSag];
       if (!plane) return [];
       const [left, top, width, height] = slice.leftTopWidthHeight as [number, number, number, number];
-      const first = this.nv.canvasPos2frac([left + width * 0.25, top + height * 0.25]);
-      const last = this.nv.canvasPos2frac([left + width * 0.75, top + height * 0.75]);
-      const [a, b] = plane.axes;
-      if (first[0]! < 0 || last[0]! < 0 || of.shape.length !== 3) return [];
-      return [{
-        ...plane, left, top, width, height, share: this.share[plane.across],
-        right: last[a]! > first[a]!, down: last[b]! > first[b]!,
-      }];
+      const [x, y] = [[left + width / 4, left + (width * 3) / 4], [top + height / 4, top + (height * 3) / 4]] as [number[], number[]];
+      const first = this.nv.screenXY2TextureFrac(x[0]!, y[0]!, index, false);
+      const last = this.nv.screenXY2TextureFrac(x[1]!, y[1]!, index, false);
+      const [across, up] = ([[x, plane.axes[0]], [y, plane.axes[1]]] as const).map(([pixel, axis]) => {
+        const whole = (pixel[1]! - pixel[0]!) / (last[axis]! - first[axis]!);
+        return { start: pixel[0]! - first[axis]! * whole, whole };
+      }) as [Tile["x"], Tile["y"]];
+      return [{ ...plane, x: across, y: up, share: this.share[plane.across] }];
     });
   }
 }
