@@ -86,8 +86,8 @@ def matches(png: bytes, name: str) -> None:
         pytest.fail(f"{path} was not there and has been written: look at it, then run the test again")
     expected = np.asarray(Image.open(path).convert("RGB"), dtype=float) / 255
     off = np.abs(found - expected).max(axis=2)
-    assert off.mean() < 0.02, f"{name}: the pictures differ by {off.mean():.3f} on average"
-    assert (off > 0.2).mean() < 0.02, f"{name}: {100 * (off > 0.2).mean():.1f} % of the pixels differ"
+    assert off.mean() < 0.006, f"{name}: the pictures differ by {off.mean():.3f} on average"
+    assert (off > 0.2).mean() < 0.01, f"{name}: {100 * (off > 0.2).mean():.1f} % of the pixels differ"
 
 
 def luminance(colour: str) -> float:

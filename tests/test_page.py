@@ -23,12 +23,16 @@ COMPILING_MS = 400_000  # the first registration of a checkout compiles the kern
 def served(tmp_path_factory):
     """Address and service."""
     pytest.importorskip("fastapi", reason="the service needs pip install ofg-deploy[serve]")
-    from service_running import serving
+    from service_running import Slow, serving
 
+    from ofg_deploy.serve.model import load_model
     from ofg_deploy.service.limits import Limits
 
-    with serving(tmp_path_factory.mktemp("service") / "data", limits=Limits(queue=3)) as here:
+    slow = Slow()
+    models = {"none": load_model("none"), "slow": slow}
+    with serving(tmp_path_factory.mktemp("service") / "data", models, Limits(queue=3)) as here:
         yield here
+        slow.may_go_on.set()
 
 
 def values(page) -> tuple[np.ndarray, dict[str, float]]:
@@ -96,8 +100,6 @@ def test_a_pair_is_registered_through_the_page_and_seen(served, open_page, tmp_p
     assert page.get_by_label("Checkerboard").is_checked()
     matches(page.locator(".panes").screenshot(), "checkerboard_820")
 
-    page.reload()  # the address names the registration
-    page.get_by_role("button", name="Delete this result").wait_for()
     assert service.store.count("done") == 1
     page.get_by_role("button", name="Delete this result").click()
     page.get_by_text("Deleted from the server.").wait_for()
@@ -131,12 +133,14 @@ def test_what_goes_wrong_is_said_in_a_sentence(served, open_page, tmp_path):  # 
     service.uploading = 0
 
     page.route("**/v1/registrations/*", lambda route: route.abort())
-    page.get_by_label("Quality").select_option("best")
+    page.locator("select[name=model]").select_option("slow")
     register.click()
     page.get_by_text("The registration goes on once the server is back").wait_for()
     page.unroute("**/v1/registrations/*")
     problem = page.locator("[role=alert]")
     problem.wait_for(state="hidden")  # it goes on by itself
+    page.reload()  # the address names the registration
+    page.get_by_text("Registering: steps on the pair").wait_for()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("Deleted from the server.").wait_for()
     assert service.store.count("queued") == 0
