@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint docs bench gpu gpu-bundle clean
+.PHONY: demo test check lint docs web bench gpu gpu-bundle clean
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
@@ -29,6 +29,16 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# The page of `ofg view` and `ofg serve`, from web/ into the package; needs Node.js 20 or newer with npm.
+web: ofg_deploy/web/static/view.html
+
+ofg_deploy/web/static/view.html: web/node_modules/.ready $(wildcard web/*.* web/src/*)
+	cd web && npm run --silent build
+
+web/node_modules/.ready: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
 # Needs the hippocampus images; about an hour and a half on two cores. Results: benchmarks/results/.
 bench: $(READY)
 	$(BIN)/python benchmarks/hippocampus.py --work build/hippocampus --json benchmarks/results/hippocampus.json
@@ -42,7 +52,7 @@ gpu-bundle:
 	$(PYTHON) benchmarks/gpu_steps/bundle.py --out build/gpu-bundle
 
 clean:
-	rm -rf $(VENV) build demo/work demo/report.html demo/report.png
+	rm -rf $(VENV) build web/node_modules ofg_deploy/web/static demo/work demo/report.html demo/report.png
 
 # torch goes first and alone: with it in place nothing else pulls in another build of it.
 $(READY): pyproject.toml constraints.txt

@@ -23,6 +23,7 @@ SLOW = (
     "test_precision",
     "test_tensorrt",
     "test_train_scale",
+    "test_page",
     "test_data_train",
     "test_export",
     "test_bench",

@@ -31,6 +31,7 @@ from ofg_deploy.cli import (  # noqa: F401
     report,
     serve,
     train,
+    view,
 )
 from ofg_deploy.cli.app import app
 from ofg_deploy.cli.safe_output import safe_output

@@ -25,7 +25,21 @@ RUNTIME, BATCH, OTHER = "Runtime", "Batch", "Other"
 REGISTER, TRAIN, MODELS = "Register and evaluate", "Train and export", "Models"
 PANELS = ("Arguments", BASIC, COMPANIONS, OUTPUT, QUALITY, "Data", "Network", "Guidance", RUNTIME, BATCH)
 COMMANDS = (REGISTER, TRAIN, MODELS)
-ORDER = ("register", "apply", "check", "report", "eval", "serve", "data", "train", "export", "models", "info", "bench")
+ORDER = (
+    "register",
+    "apply",
+    "check",
+    "report",
+    "view",
+    "eval",
+    "serve",
+    "data",
+    "train",
+    "export",
+    "models",
+    "info",
+    "bench",
+)
 MOST_COLUMNS = 110  # longer lines are hard to read
 NAMES = 26  # columns of the option names; longer ones have a line of their own
 Rows = Sequence[tuple[str, str]]

@@ -75,7 +75,8 @@ class Registration:
                 found[f"{role} image"] = Path(path).name if path else "given in memory"
         if "network" in record.model:
             found["network"] = str(record.model["network"])
-            found["model"] = f"sha256 {str(record.model.get('sha256'))[:12]}"
+            if record.model.get("sha256"):  # there is none without a network
+                found["model"] = f"sha256 {str(record.model['sha256'])[:12]}"
         if record.runtime:
             found["runtime"] = f"{record.runtime.name} ({record.runtime.provider})"
         if record.init:

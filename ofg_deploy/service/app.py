@@ -29,6 +29,7 @@ from ofg_deploy.service.page import add_page
 from ofg_deploy.service.problems import MEDIA_TYPE, Problem, problem_of
 from ofg_deploy.service.security import REPORT_POLICY
 from ofg_deploy.service.state import Service
+from ofg_deploy.service.views import add_views
 from ofg_deploy.service.worker import INPUTS, RESULTS
 from ofg_deploy.version import __version__
 
@@ -61,6 +62,7 @@ def create_app(service: Service, static: Path | None = None) -> FastAPI:
     )  # fmt: skip
     add_handlers(app, service)
     add_routes(app, service)
+    add_views(app, service)
     add_page(app, static)
     describe(app)
     return app

@@ -54,10 +54,15 @@ class Options(BaseModel):
     inverse: bool = Field(default=False, description="Compute the inverse transform on the moving grid too.")
     report: bool = Field(default=False, description="Make a page to look at.")
 
+    keep_images: bool = Field(
+        default=False,
+        description="Keep the images that were sent as long as the results, so that the page can show them.",
+    )
+
     @property
     def to_register(self) -> dict[str, Any]:
         """Those that ``Model.register`` takes."""
-        return self.model_dump(exclude={"model", "format", "report"})
+        return self.model_dump(exclude={"model", "format", "report", "keep_images"})
 
     @property
     def takes_steps(self) -> bool:

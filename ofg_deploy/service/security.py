@@ -26,6 +26,7 @@ from ofg_deploy.outputs import read_text
 from ofg_deploy.service.metrics import Metrics
 from ofg_deploy.service.problems import MEDIA_TYPE, Problem
 from ofg_deploy.service.worker import log_internal
+from ofg_deploy.web.assets import POLICY
 
 logger = logging.getLogger("ofg_deploy.service")
 VARIABLE = "OFG_TOKEN"
@@ -34,23 +35,6 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/healthz", "/readyz", "/openapi.json")  # without a token: they tell nothing of anybody's images
 ASSETS = "/assets/"
 
-# For the page, whose scripts and styles are files of its own: a viewer that draws by WebGL compiles WebAssembly, starts
-# workers from blobs, and fetches what is packed into it as data: or blob: addresses.
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self' 'wasm-unsafe-eval'",
-        "worker-src 'self' blob:",
-        "connect-src 'self' data: blob:",
-        "img-src 'self' data: blob:",
-        "style-src 'self'",
-        "font-src 'self' data:",
-        "frame-src 'self' blob:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
-)
 # A report has a policy of its own, which allows its own style and script; it never acts in the name of the page.
 REPORT_POLICY = "sandbox allow-scripts; frame-ancestors 'self'"
 HEADERS = {

@@ -125,7 +125,7 @@ class Workers:
         try:
             result = self._register(job)
             ended = "done" if self._store.finish(job.id, result) else "deleted"
-            if ended == "done":
+            if ended == "done" and not job.options.get("keep_images"):
                 shutil.rmtree(self.home(job.id) / INPUTS, ignore_errors=True)
         except Stop:
             ended = "stopped" if self._ending.is_set() else "deleted"

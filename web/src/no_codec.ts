@@ -1,0 +1,3 @@
+// Stands for the codecs of Zarr stores, see vite.config.ts.
+
+export default null;
