@@ -11,12 +11,11 @@ import msgspec
 
 from ofg_deploy.errors import InputError
 from ofg_deploy.model_file import read_model
-from ofg_deploy.outputs import read_text, sha256_file, to_json
+from ofg_deploy.outputs import read_text, sha256_file
 from ofg_deploy.records import read_as
 from ofg_deploy.serve.engine_file import model_beside, read_record
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
-MAX_SHOWN = 8  # tensors of a checkpoint, and words of a value; --json shows all
 
 
 class _Pairs(msgspec.Struct):
@@ -32,16 +31,6 @@ class _Run(msgspec.Struct):
     command: list[str]
     config: dict[str, Any]
     pairs: _Pairs
-
-
-def show(path: Path, as_json: bool) -> None:
-    """Print ``describe`` as JSON, or a line for each entry. Raises InputError as ``describe``."""
-    record = describe(path)
-    if as_json:
-        print(to_json(record), end="")
-        return
-    for key, value in _flat(record):
-        print(f"{key}: {value}")
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -114,23 +103,3 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in checkpoint.state.values()),
         "tensors": tensors,
     }
-
-
-def _flat(record: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """One line for each value; long tables are cut and say so."""
-    lines: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        name = f"{before}{key}"
-        if key == "tensors" and isinstance(value, dict):
-            lines += [(f"{name}.{n}", f"{t['dtype']} {t['shape']}") for n, t in list(value.items())[:MAX_SHOWN]]
-            if len(value) > MAX_SHOWN:
-                lines.append((name, f"{len(value) - MAX_SHOWN} more (see --json)"))
-        elif isinstance(value, dict):
-            lines += _flat(value, name + ".")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += [(name, " ".join(map(str, entry.values()))) for entry in value]
-        elif isinstance(value, list):
-            lines.append((name, " ".join(map(str, value))))
-        else:
-            lines.append((name, value))
-    return lines

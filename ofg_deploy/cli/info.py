@@ -15,7 +15,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, every detail.")] = False,
 ) -> None:
     """Print what a model, engine, checkpoint or run expects, promises and came from; it is checked, nothing is run."""
-    from ofg_deploy import info as command
     from ofg_deploy.catalogue import source_path
+    from ofg_deploy.cli.verbs.info import show
 
-    command.show(source_path(file), json)
+    show(source_path(file), json)
