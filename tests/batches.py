@@ -70,11 +70,12 @@ def pairs_of(atlas: Path, images: Path, out: Path) -> list[Pair]:
 
 
 def children() -> list[int]:
-    """Processes that this one started and that have not ended; Linux."""
+    """Processes of ``ofg_deploy.child`` that this one started and that have not ended; Linux."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == os.getpid() and state != "Z":
+            ours = b"ofg_deploy.child" in path.with_name("cmdline").read_bytes()
+            if int(parent) == os.getpid() and state != "Z" and ours:
                 found.append(int(path.parent.name))
     return found

@@ -341,8 +341,8 @@ def test_the_build_reports_nested_phases_and_stops_when_interrupted(voxelmorph: 
 
 def crash(self: BuildProgress, phase: str, done: int) -> None:
     """In the middle of a build, as a native library would."""
-    [builder] = children()
-    os.kill(builder, signal.SIGSEGV)
+    for builder in children():  # none at the steps that were on their way when it died
+        os.kill(builder, signal.SIGSEGV)
 
 
 def test_a_builder_that_crashes_is_one_line(
