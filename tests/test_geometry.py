@@ -206,6 +206,8 @@ def test_overlap_needs_the_affine_in_the_right_direction(make_grid):
 def test_extent_in_words():
     grid = Grid((10, 20, 30), np.array([[-2, 0, 0, 9], [0, 1, 0, -5], [0, 0, 3, 0.5], [0, 0, 0, 1.0]]))
     assert describe_extent(grid) == "x -10..10 y -6..14 z -1..89 mm"
+    small = Grid((4, 5, 6), np.array([[0.1, 0, 0, 400], [0, 0.1, 0, -500], [0, 0, 0.1, 600], [0, 0, 0, 1.0]]))
+    assert describe_extent(small) == "x 399.95..400.35 y -500.05..-499.55 z 599.95..600.55 mm"
 
 
 def test_a_slightly_sheared_grid_is_squared_by_polar_decomposition():
