@@ -201,7 +201,8 @@ def open_transform(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiFile:
     nifti = open_nifti(path, max_voxels, components=3)
     intent = int(nifti.header["intent_code"])
     if nifti.shape[3:] != (1, 3) or intent != INTENT_VECTOR:
-        hint = "ofg apply --format fsl reads it" if intent in FSL_INTENTS else "ofg apply --format names another form"
+        fsl = intent in FSL_INTENTS
+        hint = "ofg apply with `format=fsl` reads it" if fsl else "`format` of ofg apply names another form"
         raise InputError(
             f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
             f"{nifti.shape} with {intent}; {hint}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from ofg_deploy.batch.pairs import Pair, from_folders
 from ofg_deploy.batch.work import Means
+from ofg_deploy.batch_record import BatchRecord
 from ofg_deploy.geometry import Grid
 from ofg_deploy.serve.job import Job
 
@@ -48,7 +51,10 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def batch_record(out: Path) -> dict[str, Any]:
-    return json.loads((out / "batch.json").read_text())
+    path = out / "batch.json"
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert BatchRecord.read(path).to_record() == record, "what is read is what was written"
+    return record
 
 
 def statuses(out: Path) -> dict[str, str]:
@@ -61,3 +67,15 @@ def means(model: Path, out: Path, workers: int = 2, **more: Any) -> Means:
 
 def pairs_of(atlas: Path, images: Path, out: Path) -> list[Pair]:
     return from_folders(atlas, images, out, Job, {})
+
+
+def children() -> list[int]:
+    """Processes of ``ofg_deploy.child`` that this one started and that have not ended; Linux."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            ours = b"ofg_deploy.child" in path.with_name("cmdline").read_bytes()
+            if int(parent) == os.getpid() and state != "Z" and ours:
+                found.append(int(path.parent.name))
+    return found

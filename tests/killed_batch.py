@@ -5,12 +5,13 @@ Arguments: the signal, the point, the number of the pair, then those of ``ofg``.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from batches import children
 
 from ofg_deploy.transform import dialects
 
@@ -23,7 +24,7 @@ def killing(whole: Any, number: int) -> Any:
         done = whole(*arguments, **named)
         calls.append(1)
         if len(calls) == number:
-            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            print(*children(), flush=True)
             os.kill(os.getpid(), deadly)
         return done
 

@@ -69,7 +69,7 @@ def main() -> None:
         pairs = from_folders(fixed, moving, out, Job, {})
         means = Means(model, "cpu", 1, None, "onnxruntime", 2, 1, out, open=open_telling)
         record = register(pairs, out, means, Running(workers=2, executor="ray", address=cluster.address), [])
-        print("killed after", killed, "of", record.counts(), record.facts["runtime"]["engines"], "engines")
+        print("killed after", killed, "of", record.counts(), record.facts and record.facts.engines, "engines")
     finally:
         cluster.shutdown()
 

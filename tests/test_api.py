@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nibabel.affines import apply_affine
 
 import ofg_deploy as ofg
 from ofg_deploy import api
@@ -380,12 +381,19 @@ def pipeline(tmp_path_factory) -> Path:
         from training_runs import make_subjects
 
         make_subjects(folder, 4)
-    here = Path.cwd()
+    import torch
+
+    here, environment = Path.cwd(), set(os.environ.items())
+    state = torch.get_num_threads(), torch.get_rng_state().tolist()
     os.chdir(folder)
     try:
         for function in (ofg.train_network, ofg.export_model):
             [example] = doctest.DocTestFinder(recurse=False).find(function, function.__name__)
             assert doctest.DocTestRunner().run(example).failed == 0
+        assert (torch.get_num_threads(), torch.get_rng_state().tolist()) == state
+        # Set by lightning and by torch, each where it is imported.
+        theirs = {"PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}
+        assert {name for name, _ in set(os.environ.items()) ^ environment} <= theirs
     finally:
         os.chdir(here)
     return folder
@@ -399,6 +407,18 @@ def test_train_export_load_and_register(pipeline, tmp_path) -> None:
     found = exported.register(fixed, moving, refine=20, moving_labels=labels[1], fixed_labels=labels[0])
     assert found.measures["dice_after"] > found.measures["dice_before"]
     assert found.save(tmp_path / "out", format="ants")["ants"].exists()
+    # The rest of what a registration offers, on the same images.
+    assert found.warped.shape == found.displacement_mm.shape[:3] == nib.load(fixed).shape
+    there, here = (np.asarray(each.dataobj) for each in (found.warp(labels[1], "nearest"), nib.load(labels[0])))
+    overlaps = [2 * ((there == n) & (here == n)).sum() / ((there == n).sum() + (here == n).sum()) for n in (1, 2)]
+    assert found.measures["dice_after"] == pytest.approx(np.mean(overlaps), abs=1e-6)
+    middle = apply_affine(nib.load(fixed).affine, np.argwhere(here == 1)[::40])
+    carried = found.points(middle)
+    assert np.linalg.norm(carried - middle, axis=1).mean() > 0.1
+    np.testing.assert_allclose(found.points(carried, "moving_to_fixed"), middle, atol=0.02)
+    assert found.inverse().displacement_mm.shape[:3] == nib.load(moving).shape
+    first, absent = exported.register_many([(fixed, moving), (fixed, tmp_path / "absent.nii.gz")])
+    assert (first.ok, absent.ok) == (True, False)
     network = exported.register(fixed, moving).displacement_mm
     for source in (pipeline / "run", pipeline / "run/best.pt"):
         model = ofg.load(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import results, statuses, write_subjects
+from batches import children, results, statuses, write_subjects
 
 from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.nifti import Volume, load_image
@@ -104,13 +103,13 @@ def test_a_dead_process_for_starts_is_replaced(two_images) -> None:
     aligners = Aligners(1)
     expected = aligners.align(Start("rigid"), fixed, moving)
     for _ in range(2):
-        [process] = multiprocessing.active_children()
-        os.kill(process.pid, signal.SIGKILL)
+        [process] = children()
+        os.kill(process, signal.SIGKILL)
         for _ in range(2):
             found = aligners.align(Start("rigid"), fixed, moving)
             np.testing.assert_array_equal(found.moving_from_fixed, expected.moving_from_fixed)
     aligners.close()
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def deadly(start: Start, fixed: Volume, moving: Volume) -> np.ndarray:
@@ -146,9 +145,9 @@ def test_ctrl_c_is_for_the_batch_alone(two_images) -> None:
     aligners = Aligners(1)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(aligners.align, Start("rigid"), fixed, moving)
-        while not (started := multiprocessing.active_children()):
+        while not (started := children()):
             time.sleep(0.01)
-        os.kill(started[0].pid, signal.SIGINT)
+        os.kill(started[0], signal.SIGINT)
         here = Start("rigid").align(fixed, moving).moving_from_fixed
         np.testing.assert_array_equal(asked.result().moving_from_fixed, here)
     aligners.close()
@@ -159,12 +158,12 @@ def test_nobody_waits_for_a_start_that_is_not_wanted(two_images) -> None:
     aligners = Aligners(1)
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(aligners.align, Start("affine"), fixed, moving) for _ in range(2)]
-        while not multiprocessing.active_children():
+        while not children():
             time.sleep(0.01)
         aligners.close()
         for future in asked:
             with pytest.raises(CancelledError):
                 future.result()
-    assert not multiprocessing.active_children()
+    assert not children()
     with pytest.raises(CancelledError):
         aligners.align(Start("affine"), fixed, moving)

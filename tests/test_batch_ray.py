@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from batches import results, statuses, write_subjects
 
+from ofg_deploy.child import SAFE_PATHS
+
 HERE = Path(__file__).parent
 
 
@@ -20,13 +22,19 @@ def test_killed_node_loses_nothing(tmp_path, make_grid, world_image, tiny_model,
     model = tmp_path / "model.onnx"
     model.write_bytes(tiny_model(gain_moving=(1.5, -0.7, 0.9)).path.read_bytes())
     paths = os.pathsep.join(map(str, (HERE.parent, HERE)))
+    user = tmp_path / "user"
+    user.mkdir()
+    # A worker that looked for modules where the user stands would die of these.
+    for name in ("ofg_deploy", "numba", "nibabel") if SAFE_PATHS else ():
+        (user / f"{name}.py").write_text("raise SystemExit('planted')")
     done = subprocess.run(
         [sys.executable, "-c", "import ray_batch; ray_batch.main()", atlas, images, model, tmp_path / "out"],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,  # a cluster that does not come up
-        env=os.environ | {"PYTHONPATH": paths},
+        cwd=user,
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "killed after [{'done': 3" in done.stdout

@@ -30,8 +30,8 @@ from ofg_deploy.train.dataset import prepare_all
 from ofg_deploy.train.pairs import PairFiles
 from ofg_deploy.transform.dialects import load_map
 
-def answer(connection):
-    connection.send(1)
+def answer(caller):
+    caller.send(1)
 
 if __name__ == "__main__":
     images, way = Path(sys.argv[1]), sys.argv[2]
@@ -47,7 +47,9 @@ if __name__ == "__main__":
         pairs = [PairFiles(paths[0], path) for path in paths[1:]]
         prepare_all(pairs, expects, images / "cache", 2, lambda: None)
     else:
-        with Child("of a test", answer) as child:
+        import ways
+
+        with Child("of a test", ways.answer) as child:
             assert child.receive() == 1
 """
 

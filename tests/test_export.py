@@ -24,7 +24,7 @@ from ofg_deploy.export.api import export_model
 from ofg_deploy.export.onnx import Exported, check_graph, export_onnx, trace
 from ofg_deploy.export.parity import Tolerance, compare, synthetic_pair
 from ofg_deploy.export.source import from_checkpoint, from_run
-from ofg_deploy.export.topology import read_topology, topology
+from ofg_deploy.export.topology import topology
 from ofg_deploy.model_file import CONTRACT_KEY
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights, weights_sha256
@@ -123,7 +123,7 @@ def test_contract_and_record(runs: dict[str, Run], models: dict[str, Exported]) 
 
 
 def test_guidance_leaves_no_trace_in_the_graph(models: dict[str, Exported]) -> None:
-    a, b = (read_topology(models[g].model) for g in ("ofg", "none"))
+    a, b = (topology(onnx.load(models[g].model)) for g in ("ofg", "none"))
     assert a == b
     assert set(a.nodes) == {"Conv", "LeakyRelu", "Resize", "Concat"}
     assert a.nodes.count("Conv") == 12

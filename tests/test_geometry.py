@@ -17,9 +17,11 @@ from ofg_deploy.geometry import (
     Grid,
     canonical,
     describe_extent,
+    in_view,
     lattice,
     network_grid,
     overlap_fraction,
+    same_grid,
     shear_vox,
     squared,
     transform_points,
@@ -204,6 +206,8 @@ def test_overlap_needs_the_affine_in_the_right_direction(make_grid):
 def test_extent_in_words():
     grid = Grid((10, 20, 30), np.array([[-2, 0, 0, 9], [0, 1, 0, -5], [0, 0, 3, 0.5], [0, 0, 0, 1.0]]))
     assert describe_extent(grid) == "x -10..10 y -6..14 z -1..89 mm"
+    small = Grid((4, 5, 6), np.array([[0.1, 0, 0, 400], [0, 0.1, 0, -500], [0, 0, 0.1, 600], [0, 0, 0, 1.0]]))
+    assert describe_extent(small) == "x 399.95..400.35 y -500.05..-499.55 z 599.95..600.55 mm"
 
 
 def test_a_slightly_sheared_grid_is_squared_by_polar_decomposition():
@@ -228,3 +232,23 @@ def test_what_is_singular_does_not_depend_on_the_unit(unit):
     assert Grid((2, 2, 2), thin).spacing_mm == pytest.approx((2 * unit, unit, 3e-6 * unit))
     with pytest.raises(GeometryError, match="singular"):
         Grid((2, 2, 2), thinner)
+
+
+def test_grids_are_the_same_within_a_share_of_the_smallest_voxel(make_grid):
+    shape, spacing = (7, 9, 8), (4.0, 0.5, 2.0)
+    grid = make_grid("oblique-permuted", shape, spacing)
+    for along, share, same in ((0, 0.08, True), (0, 0.12, False), (2, 0.08, True), (2, -0.12, False)):
+        moved = grid.world_from_vox.copy()
+        moved[along, 3] += share * 0.5
+        assert same_grid(grid, Grid(shape, moved), 0.1) is same
+    longer = grid.world_from_vox.copy()
+    longer[:3, 2] *= 1 + 0.12 * 0.5 / 16  # at the far corners 0.06 mm away along an oblique axis
+    assert np.abs(Grid(shape, longer).corners_mm() - grid.corners_mm()).max() > 0.05
+    assert not same_grid(grid, Grid(shape, longer), 0.1)
+    assert not same_grid(grid, Grid((7, 9, 9), grid.world_from_vox), 0.1)
+
+
+def test_the_field_of_view_ends_with_the_faces_of_its_outer_voxels():
+    edges = np.array([[-0.5, 0, 0], [6.5, 8.5, 4.5], [-0.5001, 4, 2], [3, 8.5001, 2], [3, 4, 4.5001], [3, 4, -0.6]]).T
+    assert in_view(edges, (7, 9, 5)).tolist() == [True, True, False, False, False, False]
+    assert in_view(edges[:, ::-1, None], (7, 9, 5)).tolist() == [[False]] * 4 + [[True]] * 2

@@ -19,7 +19,7 @@ from ofg_deploy.errors import InputError
 from ofg_deploy.field import resample
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import Volume, load_image
-from ofg_deploy.report.figure import pair_figure
+from ofg_deploy.report.figure import draw
 from ofg_deploy.report.panels import _shrink, checkerboard, jacobian_picture, largest_labels, lattice, outlines, panels
 from ofg_deploy.report.png import FOLD, NEUTRAL, PALETTE, encode, grey, signed
 from ofg_deploy.report.registration import Registration
@@ -66,6 +66,13 @@ def sidecars(
 
 def pixels(png: bytes) -> np.ndarray:
     return imread(io.BytesIO(png), format="png")[:, :, :3]
+
+
+def pair_figure(*registrations: Registration) -> bytes:
+    buffer = io.BytesIO()
+    figure = draw([(registration.method, panels(registration, one_plane=True)) for registration in registrations])
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def view_of(data: np.ndarray, grid: Grid, across: int | None = None) -> View:

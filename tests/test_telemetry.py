@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What is set on the machine that runs the tests decides nothing here.
-OWN = ("ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED", "CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+OWN = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 LOCAL = re.compile(r"sa_family=AF_(UNIX|NETLINK|UNSPEC)|inet_addr\(\"127\.|::1")
 
 
@@ -87,12 +87,15 @@ def test_openvino_keeps_its_telemetry_where_the_user_agreed(tmp_path, monkeypatc
     assert telemetry.OPENVINO not in sys.modules
 
 
-def test_a_switch_that_the_user_set_stays(monkeypatch) -> None:
+@pytest.mark.parametrize("given", [None, "0"])
+def test_the_environment_stays_as_it_was(monkeypatch, given) -> None:
+    """The switch is there while a runtime is imported; one that the user has set is left alone."""
     from ofg_deploy import telemetry
 
-    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delitem(sys.modules, telemetry.ONNX_RUNTIME, raising=False)
+    monkeypatch.delenv(telemetry.SWITCH, raising=False)
+    if given is not None:
+        monkeypatch.setenv(telemetry.SWITCH, given)
     with telemetry.quiet():
-        pass
-    assert (os.environ["ORT_DISABLE_TELEMETRY"], os.environ["RAY_USAGE_STATS_ENABLED"]) == ("0", "0")
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+        assert os.environ[telemetry.SWITCH] == (given or "1")
+    assert os.environ.get(telemetry.SWITCH) == given

@@ -76,7 +76,6 @@ class Engines:
         self.first = engines[0]
         self.count = len(engines)
         self._every = tuple(engines)
-        self.busy_s = 0.0
         self._batch_size = batch_size
         self._free: queue.Queue[Engine] = queue.Queue()
         self._waiting: deque[Request] = deque()
@@ -130,8 +129,6 @@ class Engines:
                 request.answer.set_exception(error)
             return
         seconds = time.perf_counter() - start
-        with self._lock:
-            self.busy_s += seconds
         for request, predicted in zip(group, fields, strict=False):
             request.answer.set_result((predicted, seconds))
 

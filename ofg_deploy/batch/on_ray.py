@@ -6,19 +6,18 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.batch.work import Means, Outcome, Worker, sidecar_of
 from ofg_deploy.errors import DeviceError, OfgError
 from ofg_deploy.extras import not_installed
-from ofg_deploy.telemetry import quiet
 
 START_S = 300.0  # for a first actor to load its engine
 DEATHS = 2  # of actors that had a pair under way: it may be the pair that kills them
@@ -38,16 +37,14 @@ class OnRay:
 
     def __init__(self, means: Means, address: str | None) -> None:
         try:
-            with quiet():
-                import ray
+            import ray
         except ImportError as error:
             raise not_installed("ray") from error
         self._ray, self._means = ray, means
         address = address or os.environ.get("RAY_ADDRESS", "auto")
         try:
             _check_answers(address)
-            with _elsewhere():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            ray.init(address=address, job_config=_job(ray), log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError, SystemExit) as error:  # a failed connection makes Ray exit
             reason = " ".join(str(error).split()) or "no answer"
             raise DeviceError(
@@ -148,18 +145,18 @@ class OnRay:
             raise
 
 
-@contextmanager
-def _elsewhere() -> Iterator[None]:
-    """Ray's workers look for modules first where its driver stands when it connects: let that be this package's folder.
+def _job(ray: ModuleType) -> Any:
+    """Ray's workers look for modules first where its driver stands: let that be this package's folder.
 
-    Nobody else is at work yet in this process, whose current folder it is.
+    Ray adds the current folder unless the job brings a folder of its own, which would be sent to every node.
     """
-    here = Path.cwd()
-    os.chdir(Path(__file__).parents[2])
-    try:
-        yield
-    finally:
-        os.chdir(here)
+    kind: Any = ray.job_config.JobConfig
+
+    class Job(kind):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Job(_py_driver_sys_path=[str(Path(__file__).parents[2])])
 
 
 def _check_answers(address: str) -> None:

@@ -11,17 +11,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+from msgspec import UNSET
+
+from ofg_deploy import batch_record
 from ofg_deploy.batch.pairs import Pair, Part
-from ofg_deploy.batch.work import Outcome, Status
+from ofg_deploy.batch.work import Facts, Outcome, sidecar_of
+from ofg_deploy.batch_record import BatchRecord, Model, Row, Runtime, Status
 from ofg_deploy.claims import held
 from ofg_deploy.errors import InputError, plain
 from ofg_deploy.locations import portable, portable_command
 from ofg_deploy.outputs import cell, sweep, to_json, write_bytes
 from ofg_deploy.version import __version__
 
-SCHEMA = 1
 EVERY_S = 10.0  # a record of a thousand pairs is not written anew after each of them
 
 
@@ -34,14 +36,14 @@ class Record:
         pairs: those of this part.
         part: which part.
         command: as typed.
-        facts: of the model, the runtime and the executor.
+        facts: of the engines, once they are open.
     """
 
     out: Path
     pairs: list[Pair]
     part: Part
     command: list[str]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _start: float = field(default_factory=time.monotonic)
     _written: float = 0.0
@@ -113,33 +115,34 @@ class Record:
             write_bytes(self.failures_path, table.getvalue().encode("utf-8", "backslashreplace"))
         else:
             self.failures_path.unlink(missing_ok=True)
-        write_bytes(self.path, to_json(self.content()).encode())
+        write_bytes(self.path, to_json(self.content().to_record()).encode())
         self._written = time.monotonic()
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> BatchRecord:
         """Of ``batch.json``."""
-        return {
-            "schema": SCHEMA,
-            "tool": "ofg_deploy",
-            "kind": "batch",
-            "version": __version__,
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": portable_command(self.command, self.out),
-            "part": {"id": self.part.index, "of": self.part.count},
-            **self.facts,
-            "counts": self.counts(),
-            "seconds": round(self.seconds, 3),
-            "pairs": [self._row(pair) for pair in self.pairs],
-        }
+        facts = self.facts
+        return BatchRecord(
+            version=__version__,
+            written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=portable_command(self.command, self.out),
+            part=batch_record.Part(self.part.index, self.part.count),
+            model=Model(facts.model_sha256, facts.contract.network) if facts else UNSET,
+            runtime=Runtime(facts.runtime, facts.provider, facts.engines) if facts else UNSET,
+            counts=self.counts(),
+            seconds=round(self.seconds, 3),
+            pairs=[self._row(pair) for pair in self.pairs],
+        )
 
-    def _row(self, pair: Pair) -> dict[str, Any]:
-        outcome = self.outcomes.get(pair.name)
-        sidecar = pair.job.outputs("affine")["sidecar"].relative_to(self.out).as_posix()
-        images = {"fixed": portable(pair.job.fixed, self.out), "moving": portable(pair.job.moving, self.out)}
-        row = {"name": pair.name, **images, "sidecar": sidecar}
-        if outcome is None:
-            return row | {"status": "pending"}
-        failed: dict[str, Any] = {}
-        if outcome.status == "failed":
-            failed = {"error": plain(str(outcome.error)), "exit_code": outcome.exit_code}
-        return row | {"status": outcome.status, "seconds": outcome.seconds, "warnings": list(outcome.warnings)} | failed
+    def _row(self, pair: Pair) -> Row:
+        row = Row(
+            name=pair.name,
+            fixed=portable(pair.job.fixed, self.out),
+            moving=portable(pair.job.moving, self.out),
+            sidecar=sidecar_of(pair.job).relative_to(self.out).as_posix(),
+            status="pending",
+        )
+        if outcome := self.outcomes.get(pair.name):
+            row.status, row.seconds, row.warnings = outcome.status, outcome.seconds, list(outcome.warnings)
+            if outcome.status == "failed":
+                row.error, row.exit_code = plain(str(outcome.error)), outcome.exit_code
+        return row

@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.batch.done import is_done
 from ofg_deploy.batch.engines import Engines, open_engines
 from ofg_deploy.batch.pairs import Pair
+from ofg_deploy.batch_record import Status
 from ofg_deploy.errors import DeviceError, InputError, OfgError, without_addresses
 from ofg_deploy.kernels.compiled import most_threads, threads
 from ofg_deploy.options.words import Device, Runtime
@@ -29,8 +30,6 @@ from ofg_deploy.serve.registration import checked
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
-
-Status = Literal["pending", "done", "skipped", "failed"]
 
 # The next pair would fare no better: no space, quota used up, read-only, no permission, broken disk.
 STOPS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -102,13 +101,6 @@ class Facts:
     provider: str
     engines: int
     batch_change_vox: float
-
-    def record(self) -> dict[str, Any]:
-        """For ``batch.json``."""
-        return {
-            "model": {"sha256": self.model_sha256, "network": self.contract.network},
-            "runtime": {"name": self.runtime, "provider": self.provider, "engines": self.engines},
-        }
 
 
 class NowhereToWrite(InputError):

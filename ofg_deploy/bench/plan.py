@@ -120,8 +120,8 @@ def candidate_of(
     else:
         suffix = FILES[runtime]
         if (suffix, precision) not in files:
-            how = "--trt" if suffix == ".engine" else f"--precision {precision}"
-            return f"no {precision} {suffix} among the files: ofg export {how} makes one"
+            how = "`trt=True`" if suffix == ".engine" else f"`precision={precision}`"
+            return f"no {precision} {suffix} among the files: ofg export with {how} makes one"
         source = files[suffix, precision].path
     return Candidate(runtime, source, precision, options.device, options.threads, some.contract, grid)
 

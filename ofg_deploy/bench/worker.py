@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from ofg_deploy.bench.candidate import Candidate, Image
 from ofg_deploy.bench.timing import Taken
-from ofg_deploy.child import Child
+from ofg_deploy.child import Caller, Child
 from ofg_deploy.field import Field
 
 
@@ -65,24 +64,24 @@ class Worker:
         return self._child.receive()
 
 
-def _serve(connection: Connection, candidate: Candidate) -> None:
+def _serve(caller: Caller, candidate: Candidate) -> None:
     """The other process: open, then answer until the pipe is closed."""
     candidate.import_runtime()
-    moving, fixed = connection.recv()
+    moving, fixed = caller.recv()
     before = _reset_peak_bytes()
     predict, runtime = candidate.open()
     for _ in range(2):
         predict(moving, fixed)
     peak = None if before is None or candidate.device == "cuda" else _peak_bytes() - before
-    connection.send(Ready(runtime, peak))
+    caller.send(Ready(runtime, peak))
     while True:
-        message = connection.recv()
+        message = caller.recv()
         if message == "run":
             start, busy = time.perf_counter(), time.process_time()
             predict(moving, fixed)
-            connection.send(Taken(time.perf_counter() - start, time.process_time() - busy))
+            caller.send(Taken(time.perf_counter() - start, time.process_time() - busy))
         else:
-            connection.send(predict(*message))
+            caller.send(predict(*message))
 
 
 def _reset_peak_bytes() -> int | None:

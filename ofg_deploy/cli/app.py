@@ -12,7 +12,7 @@ import typer
 
 from ofg_deploy.cli.help import OUTPUT, QUALITY, RUNTIME, Verbs
 from ofg_deploy.errors import check_count
-from ofg_deploy.outputs import to_json
+from ofg_deploy.options.words import Interpolation, PointsFrame
 from ofg_deploy.version import __version__
 
 
@@ -52,6 +52,8 @@ def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
             yield found.append
     finally:
         if wanted and found:
+            from ofg_deploy.outputs import to_json
+
             print(to_json(found[-1]), end="")
 
 

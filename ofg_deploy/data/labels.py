@@ -98,8 +98,6 @@ ABDOMEN_CT: dict[int, str] = dict(
     )
 )
 
-HIPPOCAMPUS: dict[int, str] = {1: "anterior", 2: "posterior"}
-
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -137,13 +137,14 @@ def _export_model(
     from ofg_deploy.export.request import find_source
     from ofg_deploy.outputs import check_writable
     from ofg_deploy.serve.engine_file import record_path
+    from ofg_deploy.train.devices import torch_as_it_was
 
     options = ModelOptions(**{name: given[name] for name in given.keys() & options_of(ModelOptions)})
     if out.suffix != ".onnx":
         raise UsageError(f"`path` {out} must end in .onnx")
     plan = out.with_suffix(ENGINE_SUFFIX)
     check_writable([out, out.with_suffix(".json"), *([plan, record_path(plan)] if engine.trt else [])], overwrite)
-    with tempfile.TemporaryDirectory() as scratch:
+    with torch_as_it_was(), tempfile.TemporaryDirectory() as scratch:
         job = _job(engine, observer) if engine.trt else None
         with observer.working("preparing validation pairs, tracing, comparing"):
             found = find_source(source, bare, Path(scratch))

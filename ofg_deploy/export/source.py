@@ -71,7 +71,8 @@ def from_run(
     expects = on_grid(config.expects, config.network, grid)
     checkpoint = load_checkpoint(run.best)
     form = recorded_form(checkpoint.training) if config.diffeomorphic else False
-    network = build_network(config.network, expects.shape, form)
+    with torch.random.fork_rng([]):  # its first weights are not wanted, nor are the caller's random numbers
+        network = build_network(config.network, expects.shape, form)
     load_weights(network, checkpoint.state, run.best)
     _check_finite(network, run.best)
     chosen = (pairs.validation or pairs.training)[: MAX_PARITY_PAIRS if with_pairs else 0]

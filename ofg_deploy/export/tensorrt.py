@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from ofg_deploy.child import GONE, Child
+from ofg_deploy.child import GONE, Caller, Child
 from ofg_deploy.errors import DeviceError, InputError, OfgError
 from ofg_deploy.export.toolchain import Toolchain
 from ofg_deploy.geometry import Shape
@@ -71,15 +70,15 @@ def build(model: SealedModel, path: Path, tools: Toolchain, timing: Path, progre
         return told
 
 
-def _build_there(connection: Connection, model: SealedModel, path: Path, tools: Toolchain, timing: Path) -> None:
+def _build_there(caller: Caller, model: SealedModel, path: Path, tools: Toolchain, timing: Path) -> None:
     def tell(*told: Any) -> bool:
         try:
-            connection.send(told)
+            caller.send(told)
         except GONE:
             return False
         return True
 
-    connection.send(build_here(model, path, tools, timing, tell))
+    caller.send(build_here(model, path, tools, timing, tell))
 
 
 def build_here(model: SealedModel, path: Path, tools: Toolchain, timing: Path, tell: Callable[..., bool]) -> Built:

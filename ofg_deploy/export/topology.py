@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-
-from ofg_deploy.model_file import read_sealed
 
 FLOATING = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}  # their inputs: integer weights and biases, scales, zero points
@@ -30,11 +27,6 @@ class Topology:
     sha256: str
     nodes: tuple[str, ...]
     parameters: int
-
-
-def read_topology(path: Path) -> Topology:
-    """Topology of a model made by ``ofg export``. Raises InputError as ``model_file.read_sealed``."""
-    return topology(onnx.load_model_from_string(read_sealed(path)))
 
 
 def weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:

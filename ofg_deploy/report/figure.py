@@ -1,32 +1,18 @@
-"""Several registrations in one picture, a row of panels for each: PNG by matplotlib, for where a page is too much."""
+"""Registrations in one picture, a row of panels for each, by matplotlib: for a notebook or a paper."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofg_deploy.report.panels import Panel, Plane, panels
+from ofg_deploy.report.panels import Panel, Plane
 from ofg_deploy.report.png import DARK, LIGHT, PALETTE
-from ofg_deploy.report.registration import Registration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def pair_figure(*registrations: Registration) -> bytes:
-    """PNG with the panels of each registration in its plane of acquisition, labels only where every one has some.
-
-    Raises:
-        InputError: a file of a registration is missing, damaged, or changed since.
-    """
-    buffer = io.BytesIO()
-    figure = draw([(registration.method, panels(registration, one_plane=True)) for registration in registrations])
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def draw(rows: Sequence[tuple[str, list[Panel]]]) -> Figure:

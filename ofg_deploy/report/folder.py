@@ -6,21 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from ofg_deploy import sidecar
+from ofg_deploy.batch_record import BatchRecord
 from ofg_deploy.errors import InputError
 from ofg_deploy.outputs import from_cell, read_csv
 from ofg_deploy.pair_list import called
-from ofg_deploy.records import read_as
 from ofg_deploy.report.registration import Registration
 from ofg_deploy.report.rows import Failure
-
-
-class _Batch(msgspec.Struct):
-    """What is read of ``batch.json``: when it was written (UTC, ISO 8601)."""
-
-    written: str
 
 
 def entries(folder: Path) -> list[Registration | Failure]:
@@ -55,7 +47,7 @@ def _since(table: Path, found: Sequence[Registration | Failure]) -> set[str]:
             created[entry.name] = entry.record.created
     batch = table.with_name(f"{table.stem.replace('failures', 'batch', 1)}.json")
     try:
-        written = read_as(batch, _Batch, "is damaged").written
+        written = BatchRecord.read(batch).written
     except InputError:
         return set()
     return {name for name, at in created.items() if at > written}  # both UTC, to the second

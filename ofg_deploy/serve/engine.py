@@ -109,7 +109,7 @@ def open_engine(
 
         runtime = choose(path, device).runtime
     if (path.suffix == ".engine") != (runtime == "tensorrt") and runtime is not None:
-        reads = "an .engine, which ofg export --trt builds" if runtime == "tensorrt" else "an .onnx model"
+        reads = "an .engine, which ofg export builds with `trt=True`" if runtime == "tensorrt" else "an .onnx model"
         raise UsageError(f"`runtime` {runtime} runs {reads}: {path} is not one")
     if path.suffix == ".engine":
         from ofg_deploy.serve.tensorrt import TensorRTEngine

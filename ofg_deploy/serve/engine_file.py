@@ -86,11 +86,6 @@ class EngineRecord:
         record = asdict(self)
         return to_json({**record, "sha256": _seal(record)})
 
-    @property
-    def made_for(self) -> str:
-        """In words."""
-        return self.gpu or " ".join(self.capabilities)
-
 
 def record_path(engine: Path) -> Path:
     """``model.engine`` -> ``model.engine.json``."""
@@ -105,9 +100,9 @@ def read_record(engine: Path) -> EngineRecord:
     """
     path = record_path(engine)
     if not engine.is_file():
-        raise InputError(f"{engine} is not a file: give an engine made by ofg export --trt")
+        raise InputError(f"{engine} is not a file: give an engine made by ofg export with `trt=True`")
     if not path.is_file():
-        raise InputError(f"{engine} has no {path.name} beside it: give an engine made by ofg export --trt")
+        raise InputError(f"{engine} has no {path.name} beside it: give an engine made by ofg export with `trt=True`")
     for file, most in ((path, MAX_RECORD_BYTES), (engine, MAX_PLAN_BYTES)):
         if file.stat().st_size > most:
             raise InputError(f"{file} is larger than any that ofg export writes: build the engine again")

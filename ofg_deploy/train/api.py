@@ -94,6 +94,7 @@ def train_network(
     elif images is None:
         raise UsageError("`images` is missing: name dataset.json, a folder of NIfTI images, or a list of pairs")
     from ofg_deploy.train import session
+    from ofg_deploy.train.devices import torch_as_it_was
     from ofg_deploy.train.observer import Logged, Observer
     from ofg_deploy.train.run import Run as RunFolder
     from ofg_deploy.train.settings_file import configured
@@ -103,15 +104,16 @@ def train_network(
     observer = progress if isinstance(progress, Observer) else Logged(progress)
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         observer = Observer()
-    if resume:
-        session.resume(folder, resources, observer)
-    else:
-        asked = Asked(explicit, configured(config))
-        resources = Resources(**{name: value for name, value in asked.both.items() if name in RESOURCES})
-        plan = settle(Path(images), folder, asked, resources, overwrite, observer)  # type: ignore[arg-type]
-        session.start(
-            folder, plan.config, plan.pairs, plan.cache, resources, plan.skip_bad, plan.budget, observer, overwrite
-        )
+    with torch_as_it_was():
+        if resume:
+            session.resume(folder, resources, observer)
+        else:
+            asked = Asked(explicit, configured(config))
+            resources = Resources(**{name: value for name, value in asked.both.items() if name in RESOURCES})
+            plan = settle(Path(images), folder, asked, resources, overwrite, observer)  # type: ignore[arg-type]
+            session.start(
+                folder, plan.config, plan.pairs, plan.cache, resources, plan.skip_bad, plan.budget, observer, overwrite
+            )
     files = RunFolder(folder)
     return Run(folder, files.read()[0], files.best, files.last)
 

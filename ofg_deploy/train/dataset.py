@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from ofg_deploy import affine
 from ofg_deploy.appearance import Appearance, Look, thumbnail
-from ofg_deploy.child import apart
+from ofg_deploy.child import Children
 from ofg_deploy.errors import DAMAGED, InputError
 from ofg_deploy.geometry import Grid
 from ofg_deploy.nifti import load_image
@@ -127,18 +125,15 @@ def each(jobs: dict[Path, Callable[[], None]], workers: int) -> Iterator[tuple[P
         for key, job in jobs.items():
             yield key, _outcome(job)
         return
-    # Spawned, not forked: a fork of a process with running torch threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with apart():  # also the first submission, and with it the processes
-        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-        running = {pool.submit(job): key for key, job in jobs.items()}
-    with pool:
-        try:
-            for future in as_completed(running):
-                yield running[future], _outcome(future.result)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    children = Children("that prepares pairs", workers)
+    waiting = ThreadPoolExecutor(workers)  # a thread for each process
+    try:
+        running = {waiting.submit(children.call, job): key for key, job in jobs.items()}
+        for future in as_completed(running):
+            yield running[future], _outcome(future.result)
+    finally:
+        waiting.shutdown(cancel_futures=True)  # what is under way is written
+        children.close()
 
 
 def _outcome(work: Callable[[], None]) -> InputError | None:

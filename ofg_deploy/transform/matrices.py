@@ -45,6 +45,6 @@ def from_flirt(reference_from_input: Matrix, fixed: Grid, moving: Grid) -> Matri
 def ambiguous(path: Path) -> InputError:
     """What to say of four rows of numbers without a ``format``."""
     return InputError(
-        f"{path} is a 4x4 matrix as text, which does not say what it maps: ofg apply --format fsl reads it as FLIRT's, "
-        "--format greedy as one of Greedy, c3d_affine_tool or NiftyReg (RAS mm, fixed to moving)"
+        f"{path} is a 4x4 matrix as text, which does not say what it maps: ofg apply with `format=fsl` reads it as "
+        "FLIRT's, with `format=greedy` as one of Greedy, c3d_affine_tool or NiftyReg (RAS mm, fixed to moving)"
     )

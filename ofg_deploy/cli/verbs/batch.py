@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ofg_deploy.batch.here import Executor, Here
 from ofg_deploy.batch.pairs import Pair, Part, shared
 from ofg_deploy.batch.record import Record
-from ofg_deploy.batch.work import Means, Outcome, Status
+from ofg_deploy.batch.work import Means, Outcome
+from ofg_deploy.batch_record import Status
 from ofg_deploy.cli.spelling import spelled
 from ofg_deploy.cli.terminal import both, is_quiet, is_verbose, shows_progress
 from ofg_deploy.cli.verbs.register import method
@@ -114,7 +115,7 @@ def register(
                 soft_wrap=True,
             )
         console.print(f"{len(mine)} pairs, {means.workers} at once, into {out}", soft_wrap=True)
-        record.facts = facts.record()
+        record.facts = facts
         record.begin()
         try:
             with _progress(stderr, record) as advance:
@@ -128,7 +129,7 @@ def register(
             error.args = (f"{error.marked}: the batch stopped, {_so_far(record)}; --resume goes on",)
             raise
     record.write()
-    answer(record.content())
+    answer(record.content().to_record())
     _finish(console, record)
     return record
 
