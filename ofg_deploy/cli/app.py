@@ -12,7 +12,6 @@ import typer
 
 from ofg_deploy.cli.help import OUTPUT, QUALITY, RUNTIME, Verbs
 from ofg_deploy.errors import check_count
-from ofg_deploy.options.words import Interpolation, PointsFrame
 from ofg_deploy.version import __version__
 
 
