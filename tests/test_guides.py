@@ -100,8 +100,11 @@ def test_the_guides_are_compared_and_nothing_else(options) -> None:
     objective = Objective(tiny_config(**options), torch.device("cpu"))
     for epoch in (0, 1):
         with_guides = objective(field, Batch(moving, fixed, None, None, moving_guide, fixed_guide), epoch).numbers()
-        assert with_guides == objective(field, Batch(moving_guide, fixed_guide), epoch).numbers()
-        assert with_guides != objective(field, Batch(moving, fixed), epoch).numbers()
+        # Sums are in another order where arrays lie otherwise in memory.
+        assert with_guides == pytest.approx(
+            objective(field, Batch(moving_guide, fixed_guide), epoch).numbers(), rel=1e-5
+        )
+        assert with_guides != pytest.approx(objective(field, Batch(moving, fixed), epoch).numbers(), rel=1e-4)
 
 
 def test_the_network_is_trained_by_guides_and_exported_as_without(guided, tmp_path) -> None:

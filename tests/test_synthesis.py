@@ -296,7 +296,7 @@ def test_a_killed_run_ends_as_one_that_was_not(maps, tmp_path) -> None:
     ("options", "words"),
     [
         ({"labels": "labels"}, "labels has no effect with synthesise=True"),
-        ({"pairs": 3}, "pairs has no effect with synthesise=True"),
+        ({"max_pairs": 3}, "max_pairs has no effect with synthesise=True"),
         ({"recipe": "oasis"}, "recipe has no effect with synthesise=True"),
         ({"intensity": "window:0,100"}, "intensity=window:0,100 is for scans in units"),
         ({"synthesise": False, "skull": 0.1}, "skull has no effect without synthesise=True"),

@@ -178,7 +178,7 @@ def find_label_maps(
 
 def check_synthesised(given: Mapping[str, Any], recipe: str | None) -> None:
     """Refuse what means nothing where pairs are rendered. Raises UsageError."""
-    of_images = {"labels", "pairs", "starts"} & given.keys()
+    of_images = {"labels", "max_pairs", "starts"} & given.keys()
     for name in [*sorted(of_images), *(["recipe"] if recipe else [])]:
         raise UsageError(f"`{name}` has no effect with `synthesise=True`: leave one of them out")
     if (intensity := str(given.get("intensity", ""))).startswith(("window", "linear")):
