@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ofg_deploy.geometry import Grid, Matrix
+from ofg_deploy.geometry import Grid, Matrix, transform_points
 
 Field = npt.NDArray[np.float32]
+ON_VOXEL = 1e-6  # voxels between two voxels that count as one
 Layout = Literal["C", "F"]  # which axis is next in memory: the last, as networks have it, or the first, as files do
 
 
@@ -54,6 +55,9 @@ def resample(
     """
     out = np.empty(target.shape, data.dtype, layout)
     index_from_index = source.vox_from_world @ source_from_target @ target.world_from_vox
+    if (there := _on_voxels(data[None], index_from_index[:3], target.shape)) is not None:
+        out[...] = there[0]
+        return out
     return _on_grid(data, index_from_index, None, np.zeros((3, 3)), out, order, fill)
 
 
@@ -96,11 +100,39 @@ def _total(field: Field, index: Matrix, still: Matrix, turn: Matrix, shape: tupl
 
     out = np.empty((3, *shape[::-1]), np.float32)
     index, still = _reversed(index[:3]), _reversed(still[:3])
+    if (there := _on_voxels(field, index, out.shape[1:])) is not None:
+        over_slabs(sampling.total_on_voxels, out.shape[1], out[0].size, there, np.hstack([still, turn]), out)
+        return out.transpose(0, 3, 2, 1)
     if field[0].flags.f_contiguous:  # a kernel reads in C order
         field, index = field.transpose(0, 3, 2, 1), index[::-1]
     matrix = np.hstack([index, still, turn])
     over_slabs(sampling.total_map, out.shape[1], out[0].size, np.ascontiguousarray(field), matrix, out)
     return out.transpose(0, 3, 2, 1)
+
+
+def _on_voxels(field: npt.NDArray[Any], index: Matrix, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+    """The part of a field (C, X, Y, Z) seen from a grid whose voxels all lie on its own; None if they do not.
+
+    Args:
+        index: (3, 4) voxel of that grid -> voxel of the field. shape: of that grid.
+    """
+    ends = transform_points(
+        np.vstack([index, [0, 0, 0, 1]]), np.indices((2, 2, 2)).reshape(3, 8) * (np.array(shape) - 1)[:, None]
+    )
+    size = np.array(field.shape[1:])[:, None]
+    whole = np.rint(ends)
+    if np.abs(ends - whole).max() > ON_VOXEL or (whole < 0).any() or (whole >= size).any():
+        return None
+    turn = np.rint(index[:, :3])
+    if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
+        return None
+    axes, first = np.abs(turn).argmax(axis=0), np.rint(index[:, 3]).astype(int)
+    parts: list[slice] = []
+    for axis, own, count in zip(axes, range(3), shape, strict=True):
+        step, start = int(turn[axis, own]), int(first[axis])
+        end = start + step * count
+        parts.append(slice(start, None if end < 0 else end, step))
+    return field.transpose(0, *(1 + axes))[(slice(None), *parts)]
 
 
 def warp(

@@ -230,6 +230,37 @@ def test_a_field_from_nothing_is_found_level_by_level() -> None:
     assert 0 < np.linalg.norm(other - near) < 0.5 * np.linalg.norm(near)
 
 
+def test_both_ways_are_the_mean_of_one_field_and_the_inverse_of_the_other() -> None:
+    moving, fixed = pair()
+    zero, steps = np.zeros((3, *moving.shape), np.float32), Multilevel(Greedy(5, blind=True), (12, 10))
+    there, back = steps.approach(zero, moving, fixed, 1), steps.approach(zero, fixed, moving, 1)
+    both = replace(steps, both_ways=True)
+    found, other = both.approach(zero, moving, fixed, 1), both.approach(zero, fixed, moving, 1)
+
+    def inconsistency(a: np.ndarray, b: np.ndarray) -> float:
+        """Mean length of a(x) + b(x + a(x)), by scipy, away from the faces."""
+        places = np.indices(a.shape[1:]) + a
+        left = a + np.stack([map_coordinates(c, places, order=1, mode="nearest") for c in b])
+        return float(np.linalg.norm(left[:, 4:-4, 4:-4, 4:-4], axis=0).mean())
+
+    assert np.linalg.norm(there, axis=0).mean() > 0.4
+    assert inconsistency(found, other) < 0.3 * inconsistency(there, back)
+    # The inverse of the way back, which is the mean's other half.
+    inverse = 2 * found - there
+    assert inconsistency(back, inverse) < 0.3 * inconsistency(back, there)
+    # Where there is something to start from, nothing is done twice.
+    start = zero + np.float32(0.1)
+    assert np.array_equal(both.approach(start, moving, fixed, 1), steps.approach(start, moving, fixed, 1))
+
+
+def test_only_small_grids_are_gone_through_both_ways() -> None:
+    options = Refinement.of_quality("default")
+    assert options.coarse((35, 50, 36)).both_ways
+    assert not options.coarse((64, 70, 80)).both_ways
+    assert not options.coarse((35, 50, 36), "mind").both_ways
+    assert not Refinement(Greedy(5, blind=True), (5, 5)).coarse((35, 50, 36)).both_ways
+
+
 def test_unfold_mends_folds_and_nothing_else() -> None:
     rng = np.random.default_rng(3)
     field = gaussian_filter(rng.normal(size=(3, 30, 26, 28)), (0, 3, 3, 3)).astype(np.float32)

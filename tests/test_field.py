@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ofg_deploy.field import jacobian_determinant, resample, sample, total_displacement_mm, warp
-from ofg_deploy.geometry import Grid
+from ofg_deploy.field import _on_voxels, jacobian_determinant, resample, sample, total_displacement_mm, warp
+from ofg_deploy.geometry import Grid, canonical, network_grid, transform_points
 
 PAIRS = [("RAS", "LPS"), ("LAS", "oblique"), ("oblique-permuted", "left-handed"), ("left-handed", "LAS")]
 
@@ -92,6 +92,37 @@ def test_the_total_map_of_a_linear_field_is_known_by_formula(make_grid, some_aff
         displaced = point + matrix @ gradient @ np.linalg.inv(matrix) @ (point - centre_mm)
         expected = (some_affine @ [*displaced, 1])[:3] - point
         np.testing.assert_allclose(found[(slice(None), *voxel)], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("codes", ["LIA", "PSR", "RAS"])
+def test_where_voxels_coincide_nothing_is_interpolated_and_the_values_are_those_of_the_interpolation(codes):
+    axes = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    matrix = np.eye(4)
+    matrix[:3] = np.hstack([np.array([axes[c] for c in codes], float).T * (1.1, 0.9, 1.3), [[3], [-7], [11]]])
+    fixed = Grid((11, 14, 9), matrix)
+    source = canonical(fixed)
+    rng = np.random.default_rng(2)
+    affine = np.eye(4)
+    affine[:3] += rng.normal(0, 0.05, (3, 4))
+    for wider in ((0, 0, 0), (4, 2, 6)):  # a network's grid that is the image's, or reaches beyond it
+        network = network_grid(fixed, tuple(np.add(source.shape, wider)), source.spacing_mm)
+        index = network.vox_from_world @ fixed.world_from_vox
+        assert _on_voxels(np.zeros((3, *network.shape), np.float32), index[:3], fixed.shape) is not None
+        field = rng.normal(size=(3, *network.shape)).astype(np.float32)
+        # By hand: voxel by voxel where the grids say that it is.
+        at = np.rint(transform_points(index, np.indices(fixed.shape, dtype=float))).astype(int)
+        moved = np.einsum("ij,jxyz->ixyz", network.world_from_vox[:3, :3], field[:, at[0], at[1], at[2]])
+        here = transform_points(fixed.world_from_vox, np.indices(fixed.shape, dtype=float))
+        expected = transform_points(affine, here + moved) - here
+        np.testing.assert_allclose(total_displacement_mm(field, network, fixed, affine), expected, atol=2e-6)
+        seen = resample(field[0], network, fixed, np.eye(4), layout="F")
+        np.testing.assert_array_equal(seen, field[0][at[0], at[1], at[2]])
+        # A millionth of a millimetre off, and the interpolating kernel does the same.
+        nudged = Grid(fixed.shape, fixed.world_from_vox + 3e-6 * np.eye(4, k=3)[:, :4])
+        assert _on_voxels(field, (network.vox_from_world @ nudged.world_from_vox)[:3], fixed.shape) is None
+        np.testing.assert_allclose(total_displacement_mm(field, network, nudged, affine), expected, atol=5e-5)
+    smaller = network_grid(fixed, tuple(np.subtract(source.shape, 2)), source.spacing_mm)  # edge values to be held
+    assert _on_voxels(field, (smaller.vox_from_world @ fixed.world_from_vox)[:3], (40, 40, 40)) is None
 
 
 def test_beyond_the_network_grid_the_field_keeps_its_edge_value(make_grid):

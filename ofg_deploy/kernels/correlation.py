@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import get_num_threads, get_thread_id, prange
 
-from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.buffers import VECTORS, Buffers
 from ofg_deploy.kernels.compiled import PLANES, compiled
 
 Array = npt.NDArray[np.floating[Any]]
@@ -47,7 +47,9 @@ def _spread_of(known: Array) -> tuple[int, float, float]:
     return known.size, mean, float(np.square(apart, out=apart).sum())
 
 
-def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, floors: tuple[float, float]) -> float:
+def loss_and_gradient(
+    a: Array, b: Array, window: int, buffers: Buffers, floors: tuple[float, float], gradient: bool = True
+) -> float:
     """Negative mean squared local correlation of (X, Y, Z) images; ``a`` is overwritten with the gradient in ``a``.
 
     A window of which a part is known counts by that part, and 0 stands for what is not known, in the mean as in the
@@ -59,15 +61,17 @@ def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers, floors:
         window: odd edge length of the cube, in voxels.
         buffers: 12 bytes per voxel (single precision), and a few planes for each thread.
         floors: ``floor`` of both images; of ``a`` before it was moved, so that no step changes it.
+        gradient: otherwise only the loss, and ``a`` stays as it is.
     """
     size_x, size_y, size_z = a.shape
-    weights = buffers.take("local_ncc.weights", (size_x, size_y, 3, size_z), a.dtype)
+    weights = buffers.take(VECTORS, (3 * a.size,), a.dtype).reshape(size_x, size_y, 3, size_z)
     totals = buffers.take("local_ncc.totals", (-(-size_x // PLANES), size_z), np.float64)
     count, padded = get_num_threads(), size_z + window - 1
     scratch = buffers.take("correlation.scratch", (count, size_y + 2, 6 * padded), np.float64)
     fewer = scratch.reshape(-1)[: scratch.size // 2].reshape(count, size_y + 2, 3 * padded)
     _correlate(a, b, window, floors[0], floors[1], weights, totals, scratch)
-    _spread(weights, window, a, b, -1 / a.size, fewer)
+    if gradient:
+        _spread(weights, window, a, b, -1 / a.size, fewer)
     # Not in compiled code, which would share the sum out among the threads and round it differently for each number.
     return -float(totals.sum()) / a.size
 

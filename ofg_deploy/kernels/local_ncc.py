@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import get_num_threads, get_thread_id, prange
 
-from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.buffers import VECTORS, Buffers
 from ofg_deploy.kernels.compiled import PLANES, compiled
 
 Array = npt.NDArray[np.floating[Any]]
@@ -32,7 +32,7 @@ def loss_and_gradient(a: Array, b: Array, window: int, buffers: Buffers) -> floa
         buffers: 12 bytes per voxel (single precision), and a few planes for each thread.
     """
     size_x, size_y, size_z = a.shape
-    weights = buffers.take("local_ncc.weights", (size_x, size_y, 3, size_z), a.dtype)
+    weights = buffers.take(VECTORS, (3 * a.size,), a.dtype).reshape(size_x, size_y, 3, size_z)
     totals = buffers.take("local_ncc.totals", (-(-size_x // PLANES), size_z), np.float64)
     count, padded = get_num_threads(), size_z + window - 1
     scratch = buffers.take("local_ncc.scratch", (count, size_y + 2, 5 * padded), np.float64)

@@ -10,6 +10,8 @@ from ofg_deploy.errors import UsageError
 from ofg_deploy.kernels.buffers import Buffers
 from ofg_deploy.kernels.refine import Field, Greedy, Image, checked_arrays
 
+INVERSE_STEPS = 12  # the error shrinks by the largest slope of the field each time, at coarse levels by half or more
+
 
 @dataclass(frozen=True)
 class Multilevel:
@@ -23,10 +25,13 @@ class Multilevel:
     Attributes:
         greedy: the steps at full resolution; lengths in voxels are those of each level's own.
         coarse_steps: steps at each coarser level, coarsest first; each is half as fine as the next.
+        both_ways: from nothing, go through the coarse levels from fixed to moving image, too, and take the mean of the
+            one field and the inverse of the other: what only one of them follows counts half. Only ``blind`` steps.
     """
 
     greedy: Greedy
     coarse_steps: tuple[int, ...]
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         if not self.coarse_steps or min(self.coarse_steps) < 0:
@@ -52,7 +57,7 @@ class Multilevel:
     def refine(
         self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None
     ) -> Field:
-        """As ``Greedy.refine``; working memory is 52 bytes per voxel and a seventh of 40 for the coarse levels."""
+        """As ``Greedy.refine``; working memory is 40 bytes per voxel and a seventh of 28 for the coarse levels."""
         buffers = Buffers() if buffers is None else buffers
         field = self.approach(field, moving, fixed, threads, buffers)
         return self.greedy.refine(field, moving, fixed, threads, buffers)
@@ -93,15 +98,42 @@ class Multilevel:
         """As ``approach`` of a field of zeros: nothing finer is to be kept, so each level's field is all there is."""
         from ofg_deploy.kernels import levels
 
+        field = self._down_to_half(moving, fixed, threads, buffers)
+        if self.both_ways:
+            field += _inverse(self._down_to_half(fixed, moving, threads, buffers))
+            field *= np.float32(0.5)
+        finer = np.empty((3, *fixed[0].shape), np.float32)
+        levels.refine_grid(field, finer)
+        return finer
+
+    def _down_to_half(self, moving: list[Image], fixed: list[Image], threads: int, buffers: Buffers) -> Field:
+        """From zeros at the coarsest level to the field at the finest of the coarse ones."""
+        from ofg_deploy.kernels import levels
+
         depth = len(self.coarse_steps)
         field = np.zeros((3, *fixed[depth].shape), np.float32)
         for n, steps in zip(range(depth, 0, -1), self.coarse_steps, strict=True):
+            if n < depth:
+                finer = np.empty((3, *fixed[n].shape), np.float32)
+                levels.refine_grid(field, finer)
+                field = finer
             greedy = replace(self.greedy, steps=steps)
             field = greedy.refine(field, moving[n], fixed[n], threads, buffers.part(f"level {n}"))
-            finer = np.empty((3, *fixed[n - 1].shape), np.float32)
-            levels.refine_grid(field, finer)
-            field = finer
         return field
+
+
+def _inverse(field: Field) -> Field:
+    """The field whose map undoes that of (3, X, Y, Z), in voxels: g(x) = -field(x + g(x)), by a fixed-point iteration.
+
+    Where the map folds there is no inverse, and some displacement between those of the neighbours comes out.
+    """
+    from ofg_deploy.kernels import compose
+
+    found, there = np.zeros_like(field), np.empty_like(field)
+    for _ in range(INVERSE_STEPS):
+        compose.compose(field, found, 1.0, there, np.inf)  # found + field(x + found)
+        found -= there
+    return found
 
 
 def _pyramid(image: Image, depth: int, buffers: Buffers, name: str) -> list[Image]:

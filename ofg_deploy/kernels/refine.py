@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy.errors import InputError, UsageError
-from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.buffers import VECTORS, Buffers
 from ofg_deploy.options.greedy import BOUNDS, DEFAULTS, WINDOW
 
 Field = npt.NDArray[np.float32]
@@ -133,7 +133,7 @@ class Greedy:
     def refine(
         self, field: Field, moving: Image, fixed: Image, threads: int = 0, buffers: Buffers | None = None
     ) -> Field:
-        """As ``Adam.refine``; working memory is 40 bytes per voxel, 32 more for descriptors."""
+        """As ``Adam.refine``; working memory is 28 bytes per voxel, 32 more for descriptors."""
         from ofg_deploy.kernels import compiled
 
         descent = Descent(self, field, moving, fixed, buffers)
@@ -153,14 +153,20 @@ class Descent:
     Runs on the threads that are set (``compiled.threads``); arguments and errors as ``Greedy.refine``.
 
     Attributes:
-        field: (3, X, Y, Z) a copy of the one given, changed by each step.
+        field: (3, X, Y, Z) a copy of the one given, or that one itself with ``own``, changed by each step.
     """
 
     def __init__(
-        self, options: Greedy, field: Field, moving: Image, fixed: Image, buffers: Buffers | None = None
+        self,
+        options: Greedy,
+        field: Field,
+        moving: Image,
+        fixed: Image,
+        buffers: Buffers | None = None,
+        own: bool = False,
     ) -> None:
         given, self._moving, self._fixed = checked_arrays(field, moving, fixed)
-        self.field = given.copy()
+        self.field = given if own else given.copy()
         self._options, self._buffers = options, Buffers() if buffers is None else buffers
         self._longest = options.step
         if options.blind:
@@ -172,7 +178,6 @@ class Descent:
         self._described = self._describe() if options.measure == "mind" else None
         self._warped = self._buffers.take("warped", self._moving.shape)
         self._slope = self._buffers.take("slope", given.shape)
-        self._direction = self._buffers.take("direction", given.shape)
 
     def restart(self, field: Field) -> None:
         """Go on from another field, (3, X, Y, Z) and finite, which is copied, with steps of their first length."""
@@ -187,6 +192,19 @@ class Descent:
         for image, out in zip((self._moving, self._fixed), found, strict=True):
             mind.describe(image, out, self._buffers)
         return found[0], found[1]
+
+    def unmoved(self) -> float:
+        """The loss of a field of zeros, by local NCC; ``field`` is not looked at, and there is no gradient.
+
+        Only for ``blind`` steps.
+        """
+        from ofg_deploy.kernels import correlation
+
+        self._warped[...] = self._moving
+        window, buffers = self._options.window, self._buffers
+        loss = correlation.loss_and_gradient(self._warped, self._fixed, window, buffers, self._floors, gradient=False)
+        _check(loss)
+        return loss
 
     def loss(self) -> float:
         """The loss (-1..0) of ``field`` as it is, by ``measure``; leaves the gradient that ``step`` goes down."""
@@ -213,20 +231,27 @@ class Descent:
             self._longest *= 0.5
         return self._longest > SHORTEST * self._options.step
 
-    def step(self) -> bool:
-        """One step down, once after each ``loss``; False, and nothing changed, where there is nothing to gain."""
+    def step(self, out: Field | None = None) -> bool:
+        """One step down, once after each ``loss``; False, and nothing changed, where there is nothing to gain.
+
+        Args:
+            out: becomes ``field``, and the field before the step stays as it is; None: it is overwritten.
+        """
         from ofg_deploy.kernels import compose
         from ofg_deploy.kernels.gaussian import smooth
 
         options = self._options
         if not self._described:  # otherwise it is the gradient already
             compose.scale_slope(self._slope, self._warped)
-        smooth(self._slope, options.gradient_sigma, self._direction, self._buffers)
-        longest, mean = compose.lengths(self._direction)
+        # Where the weights of the correlation were, which are not needed any more.
+        direction = self._buffers.take(VECTORS, (self.field.size,)).reshape(self.field.shape)
+        smooth(self._slope, options.gradient_sigma, direction, self._buffers)
+        longest, mean = compose.lengths(direction)
         if longest == 0:
             return False
         factor = self._longest / min(longest, options.limit * mean)
-        compose.compose(self.field, self._direction, -factor, self._slope, self._longest)
+        compose.compose(self.field, direction, -factor, self._slope, self._longest)
+        self.field = self.field if out is None else out
         smooth(self._slope, options.field_sigma, self.field, self._buffers)
         return True
 

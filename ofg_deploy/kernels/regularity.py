@@ -61,29 +61,47 @@ def _sum_squares(field: Array, columns: Array) -> None:
                 _add_squares(along_z, row[:-1], row[1:])
 
 
+@compiled()
+def _slopes(
+    x_low: Array, x_high: Array, by_x: float, y_low: Array, y_high: Array, by_y: float, row: Array, out: Array
+) -> None:
+    """Derivatives of one component along each axis, at each voxel of a row, into ``out`` (3, Z); in vectors."""
+    along_x, along_y, along_z, inner, last = out[0], out[1], out[2], out[2][1:], row.size - 1
+    upper = row[2:]
+    for z in range(row.size):
+        along_x[z] = by_x * (np.float64(x_high[z]) - np.float64(x_low[z]))
+        along_y[z] = by_y * (np.float64(y_high[z]) - np.float64(y_low[z]))
+    for z in range(upper.size):
+        inner[z] = 0.5 * (np.float64(upper[z]) - np.float64(row[z]))
+    along_z[0] = np.float64(row[1]) - np.float64(row[0])
+    along_z[last] = np.float64(row[last]) - np.float64(row[last - 1])
+
+
+@compiled()
+def _not_positive(first: Array, second: Array, third: Array) -> int:
+    """In how many voxels of a row det (1 + slopes) <= 0; slopes (3, Z) of each component."""
+    a, b, c, d, e, f = first[0], first[1], first[2], second[0], second[1], second[2]
+    g, h, i = third[0], third[1], third[2]
+    one, found = np.float64(1), 0
+    for z in range(a.size):
+        p, q, r = one + a[z], one + e[z], one + i[z]
+        found += p * (q * r - f[z] * h[z]) - b[z] * (d[z] * r - f[z] * g[z]) + c[z] * (d[z] * h[z] - q * g[z]) <= 0
+    return found
+
+
 @compiled(parallel=True)
 def _count_folds(field: Array, counts: npt.NDArray[np.int64]) -> None:
     """Voxels of plane x whose determinant is not positive, into ``counts`` (X,)."""
     size_x, size_y, size_z = field.shape[1:]
-    one = np.float64(1)
     for x in prange(size_x):
+        slopes, found = np.empty((3, 3, size_z)), 0
         x_0, x_1 = max(x - 1, 0), min(x + 1, size_x - 1)
-        by_x, found = one / (x_1 - x_0), 0
         for y in range(size_y):
             y_0, y_1 = max(y - 1, 0), min(y + 1, size_y - 1)
-            by_y = one / (y_1 - y_0)
-            for z in range(size_z):
-                z_0, z_1 = max(z - 1, 0), min(z + 1, size_z - 1)
-                by_z = one / (z_1 - z_0)
-                a = one + by_x * (np.float64(field[0, x_1, y, z]) - np.float64(field[0, x_0, y, z]))
-                b = by_y * (np.float64(field[0, x, y_1, z]) - np.float64(field[0, x, y_0, z]))
-                c = by_z * (np.float64(field[0, x, y, z_1]) - np.float64(field[0, x, y, z_0]))
-                d = by_x * (np.float64(field[1, x_1, y, z]) - np.float64(field[1, x_0, y, z]))
-                e = one + by_y * (np.float64(field[1, x, y_1, z]) - np.float64(field[1, x, y_0, z]))
-                f = by_z * (np.float64(field[1, x, y, z_1]) - np.float64(field[1, x, y, z_0]))
-                g = by_x * (np.float64(field[2, x_1, y, z]) - np.float64(field[2, x_0, y, z]))
-                h = by_y * (np.float64(field[2, x, y_1, z]) - np.float64(field[2, x, y_0, z]))
-                i = one + by_z * (np.float64(field[2, x, y, z_1]) - np.float64(field[2, x, y, z_0]))
-                if a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) <= 0:
-                    found += 1
+            for k in range(3):
+                _slopes(
+                    field[k, x_0, y], field[k, x_1, y], 1.0 / (x_1 - x_0), field[k, x, y_0], field[k, x, y_1],
+                    1.0 / (y_1 - y_0), field[k, x, y], slopes[k],
+                )  # fmt: skip
+            found += _not_positive(slopes[0], slopes[1], slopes[2])
         counts[x] = found

@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 Matrix = npt.NDArray[np.float64]
 
 RUN = 256  # points looked up at a time
+PIECE = 32  # voxels of a row gone through at a time, where what is read lies across it
 
 
 @compiled()
@@ -186,6 +187,36 @@ def total_map(field: Array, matrix: Matrix, out: Array, first: int, last: int) -
                 out_x[z] = still_x + a6 * z + (a8 * d + a9 * e + a10 * f)
                 out_y[z] = still_y + b6 * z + (b8 * d + b9 * e + b10 * f)
                 out_z[z] = still_z + c6 * z + (c8 * d + c9 * e + c10 * f)
+
+
+@compiled()
+def total_on_voxels(field: Array, matrix: Matrix, out: Array, first: int, last: int) -> None:
+    """As ``total_map`` where every voxel of ``out`` lies on a voxel of the field: nothing is interpolated.
+
+    Args:
+        field: (3, ...) of the shape of ``out``, voxel upon voxel, in any order in memory.
+        matrix: (3, 7): the result is matrix[:, :4] (voxel, 1) + matrix[:, 4:] d.
+        out: (3, ...). first, last: planes of it that are written.
+    """
+    a0, a1, a2, a3, a4, a5, a6 = matrix[0]
+    b0, b1, b2, b3, b4, b5, b6 = matrix[1]
+    c0, c1, c2, c3, c4, c5, c6 = matrix[2]
+    size_z = out.shape[3]
+    for y in range(out.shape[2]):
+        # Short pieces of rows, so that what is read across the order in memory is read once.
+        for start in range(0, size_z, PIECE):
+            end = min(start + PIECE, size_z)
+            for x in range(first, last):
+                still_x, still_y, still_z = a0 * x + a1 * y + a3, b0 * x + b1 * y + b3, c0 * x + c1 * y + c3
+                for z in range(start, end):
+                    d, e, f = (
+                        np.float64(field[0, x, y, z]),
+                        np.float64(field[1, x, y, z]),
+                        np.float64(field[2, x, y, z]),
+                    )
+                    out[0, x, y, z] = still_x + a2 * z + (a4 * d + a5 * e + a6 * f)
+                    out[1, x, y, z] = still_y + b2 * z + (b4 * d + b5 * e + b6 * f)
+                    out[2, x, y, z] = still_z + c2 * z + (c4 * d + c5 * e + c6 * f)
 
 
 @compiled()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from ofg_deploy.kernels.buffers import Buffers
+from ofg_deploy.kernels.buffers import VECTORS, Buffers
 from ofg_deploy.kernels.gaussian import smooth
 from ofg_deploy.kernels.jacobian import determinant
 from ofg_deploy.kernels.slabs import over_slabs
@@ -34,7 +34,7 @@ def unfold(field: Field, buffers: Buffers) -> bool:
         folded = found <= LEAST
         if not folded.any():
             return True
-        smoothed = buffers.take("direction", field.shape) if smoothed is None else smoothed
+        smoothed = buffers.take(VECTORS, (field.size,)).reshape(field.shape) if smoothed is None else smoothed
         smooth(field, SIGMA, smoothed, buffers)
         around = maximum_filter(folded, size=2 * REACH + 1, mode="constant")
         np.copyto(field, smoothed, where=around)

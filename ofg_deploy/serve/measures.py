@@ -62,7 +62,7 @@ def measure(
             same = when == "start" and not moved
             similarity[f"ncc_{when}"] = similarity["ncc_before"] if same else metrics.ncc(target, image)
             similarity[f"mi_{when}"] = similarity["mi_before"] if same else metrics.mutual_information(target, image)
-    network = jacobian_determinant(network_vox)
+    network = jacobian_determinant(network_vox) if network_vox.any() else np.ones(1, np.float32)
     total = jacobian_determinant(displacement, fixed.grid.world_from_vox)
     return {
         **similarity,

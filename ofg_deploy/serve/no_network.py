@@ -31,7 +31,7 @@ ANISOTROPY = 1.5
 COARSER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # of all axes alike, where memory is short
 
 # Measured as the peak memory of whole registrations; tests/test_no_network.py holds them to it.
-BYTES_PER_GRID_VOXEL = 130  # the pair, its fields, and the working memory of the steps
+BYTES_PER_GRID_VOXEL = 118  # the pair, its fields, and the working memory of the steps
 BYTES_OF_DESCRIPTORS = 32  # and these, on grids so short that they are compared at full resolution, too
 BYTES_PER_IMAGE_VOXEL = 50  # of the fixed image: intensities, displacement, warped image, what is measured of them
 BYTES_PER_MOVING_VOXEL = 10

@@ -33,7 +33,7 @@ STOPS: dict[Stop, str] = {
 }
 
 LEVELS = 3  # coarse levels, each of half the resolution of the one before
-BYTES_PER_VOXEL = 98  # see ``Refinement.memory_bytes``
+BYTES_PER_VOXEL = 86  # see ``Refinement.memory_bytes``
 
 # Shortest axis of the grid in voxels -> window of the local NCC, smoothing of the gradient, how many times the steps at
 # full resolution of a quality. Small structures that fill their image want a small window (hippocampi, 35 voxels: 5 and
@@ -42,6 +42,9 @@ BYTES_PER_VOXEL = 98  # see ``Refinement.memory_bytes``
 SIZES = ((96, 9, 1.0, 1), (64, 7, 1.25, 2), (0, 5, 1.5, 3))
 ACROSS = (1.5, 1.0)  # smoothing of gradient and field at coarse levels of ``mind``, in voxels
 ACROSS_BELOW = 64  # voxels: on a shorter grid ``mind`` is followed at full resolution, too, as many steps as at half
+# On a shorter grid the coarse levels are gone through from either image, and the mean taken (``Multilevel.both_ways``):
+# hippocampi gain 0.006 in Dice, whole brains lose 0.002. See benchmarks/NOTES.md.
+BOTH_WAYS_BELOW = 64
 COARSEST = 8  # voxels along the shortest axis of the coarsest level, at least
 STEP = 0.7  # voxels of the longest vector: 8 such at full resolution do what 16 of half a voxel do
 
@@ -177,8 +180,9 @@ class Refinement:
             fine = steps[-1] if min(shape) < ACROSS_BELOW else 0
             gradient, field = ACROSS
             greedy = replace(greedy, steps=fine, measure=measure, gradient_sigma=gradient, field_sigma=field)
+        both_ways = self.by_size and greedy.blind and measure == "ncc" and min(shape) < BOTH_WAYS_BELOW
         for left_out in range(len(steps)):
-            levels = Multilevel(greedy, steps[left_out:])
+            levels = Multilevel(greedy, steps[left_out:], both_ways=both_ways)
             if min(levels.coarsest(shape)) >= max(greedy.window, COARSEST if self.by_size else 0):
                 return levels
         return None
@@ -329,19 +333,18 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         InputError: arrays that do not fit together, or values that are not finite.
     """
     from ofg_deploy.kernels import compiled
-    from ofg_deploy.kernels.regularity import diffusion, folding_percent
+    from ofg_deploy.kernels.regularity import folding_percent
 
     start, buffers = time.perf_counter(), Buffers()
     field, moving, fixed = checked_arrays(field, moving, fixed)
-    if not np.isfinite((field.min(), field.max())).all():
+    lowest, highest = field.min(), field.max()
+    if not np.isfinite((lowest, highest)).all():
         raise InputError("the field to be refined is not finite: it holds NaN or infinite values")
+    nothing = lowest == highest == 0  # as without a network
     greedy = options.steps_on(moving.shape)
 
-    def energy() -> float:
-        return descent.loss() + options.smoothness * diffusion(descent.field)
-
     with compiled.threads(min(options.threads, compiled.most_threads())) as threads:
-        before = folding_percent(field)
+        before = 0.0 if nothing else folding_percent(field)
         allowed = max(before, options.folding_percent)
         chosen = choose(options.similarity, field, moving, fixed) if greedy.blind else None
         coarse = options.coarse(moving.shape, chosen.taken if chosen else "ncc")
@@ -349,35 +352,28 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         greedy = replace(greedy, steps=0) if followed else greedy
         if chosen:
             moving = chosen.comparable(moving, fixed, near)
-        descent = Descent(greedy, field, moving, fixed, buffers)
-        network_energy = energy()
+        descent = Descent(greedy, near, moving, fixed, buffers, own=near is not field)
+        if nothing and greedy.blind:
+            network_energy = descent.unmoved()  # there is no diffusion in it
+        else:
+            mine, descent.field = descent.field, field
+            network_energy = _energy(descent, options)
+            descent.field = mine
         approach = None
         if coarse:
             folded = _unfolded(near, allowed, buffers)
-            descent.restart(near)
-            reached = energy()
+            reached = _energy(descent, options)
             approach = Approach(coarse.coarse_steps, reached, folded, reached < network_energy and folded <= allowed)
-            if not approach.taken:
-                descent.restart(field)
-                descent.loss()
-        first = approach if approach and approach.taken else None
-        energies, kept = [first.energy if first else network_energy], 0
-        stopped: Stop = "steps"
-        best, after = descent.field.copy(), first.folding_percent if first else before
-        for step in range(1, greedy.steps + 1):
-            if not descent.step():
-                stopped = "flat"
-                break
-            share = _unfolded(descent.field, allowed, buffers)
-            if share > allowed:
-                stopped = "folding"
-                break
-            energies.append(energy())
-            if energies[step] < energies[kept]:
-                best[:], kept, after = descent.field, step, share
-            if not _fell(energies, options.tolerance, options.patience):
-                stopped = "stalled"
-                break
+        if approach and approach.taken:
+            best, energies, kept, after, stopped = _down(
+                descent, greedy.steps, options, buffers, approach.energy, approach.folding_percent, allowed
+            )
+        else:
+            descent.restart(field)
+            descent.loss()
+            best, energies, kept, after, stopped = _down(
+                descent, greedy.steps, options, buffers, network_energy, before, allowed
+            )
     better = network_energy - energies[kept] > options.tolerance * abs(energies[kept])
     if not better:
         best, kept, after = field, 0, before
@@ -398,6 +394,49 @@ def refine(field: Field, moving: npt.NDArray[Any], fixed: npt.NDArray[Any], opti
         threads,
         seconds,
     )
+
+
+def _energy(descent: Descent, options: Refinement) -> float:
+    """Of the field as it is; leaves the gradient of its local NCC behind."""
+    from ofg_deploy.kernels.regularity import diffusion
+
+    return descent.loss() + options.smoothness * diffusion(descent.field)
+
+
+def _down(
+    descent: Descent, steps: int, options: Refinement, buffers: Buffers, energy: float, folded: float, allowed: float
+) -> tuple[Field, list[float], int, float, Stop]:
+    """Steps at full resolution from a field, whose gradient is there already.
+
+    Args:
+        steps: at most. energy, folded: of the field. allowed: percentage of voxels that may fold.
+
+    Returns:
+        The best field, energies before the first and after each step, that of the best one among them, the share of
+        its voxels that fold, and why there were no more steps.
+    """
+    energies, kept = [energy], 0
+    stopped: Stop = "steps"
+    # The best field stays as it is: steps from it go into a second array, in turns, so that none is copied.
+    best, spare = descent.field, None
+    for step in range(1, steps + 1):
+        from_best = descent.field is best
+        if from_best and spare is None:
+            spare = np.empty_like(best)
+        if not descent.step(spare if from_best else None):
+            stopped = "flat"
+            break
+        share = _unfolded(descent.field, allowed, buffers)
+        if share > allowed:
+            stopped = "folding"
+            break
+        energies.append(_energy(descent, options))
+        if energies[step] < energies[kept]:
+            best, spare, kept, folded = descent.field, best, step, share
+        if not _fell(energies, options.tolerance, options.patience):
+            stopped = "stalled"
+            break
+    return best, energies, kept, folded, stopped
 
 
 def _approached(
