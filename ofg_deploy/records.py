@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from threading import Lock
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,9 @@ from ofg_deploy.outputs import read_json
 
 Kind = TypeVar("Kind")
 Place = tuple[str | int, ...]  # keys and indices from the outermost object inwards
+
+# msgspec 0.22 looks at a type the first time it is converted to, and crashes where two threads do that at once.
+_ONE_AT_A_TIME = Lock()
 
 LONGEST = 40  # characters of a value in a message
 IN_WORDS = {
@@ -52,7 +56,8 @@ def fitted(content: Any, kind: type[Kind], what: str, advice: str = "", exactly:
     """
     why = None
     try:
-        found = msgspec.convert(content, kind, str_keys=True)
+        with _ONE_AT_A_TIME:
+            found = msgspec.convert(content, kind, str_keys=True)
         why = _others(content, found, ()) if exactly else None
     except msgspec.ValidationError as error:
         why = _in_words(content, kind, error)
