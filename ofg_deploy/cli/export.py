@@ -19,8 +19,8 @@ def export(
     source: Annotated[
         Optional[str],
         typer.Argument(
-            help="Run folder of ofg train, a checkpoint, or (--trt) a model.onnx or a model's name; the newest run in "
-            "./run if absent."
+            help="Run folder of ofg train, a checkpoint, or (--trt, --triton) a model.onnx or a model's name, or "
+            "(--triton) an engine; the newest run in ./run if absent."
         ),
     ] = None,
     path: Annotated[
@@ -32,7 +32,8 @@ def export(
 ) -> None:
     """Export only the network to ONNX; nothing is published unless it reproduces the network.
 
-    With --trt a TensorRT engine too, with its record beside it.
+    With --trt a TensorRT engine too, with its record beside it; with --triton a model repository of the Triton
+    Inference Server.
     """
     from ofg_deploy.export.api import export_model
 
