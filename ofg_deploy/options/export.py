@@ -73,7 +73,7 @@ class TritonOptions:
         metavar="DIR",
     )
     instances: int = option(
-        1, "Copies of the model that Triton runs at once, on each GPU or on the CPU.", TRITON, shown=True, least=1
+        1, "Copies of the model that Triton runs at once, on each GPU or on the CPU.", TRITON, least=1
     )
 
 
