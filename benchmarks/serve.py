@@ -169,6 +169,7 @@ def throughput(given: argparse.Namespace, folder: Path, known: list[Task], model
         "throughput_of_register_many": round(ratios[len(ratios) // 2], 3),
         "range": [round(ratios[0], 3), round(ratios[-1], 3)],
         "the_same_in_processor_time": round(cpu[len(cpu) // 2], 3),
+        "asked_how_it_goes_each": round(tally.counts["asked how it goes"] / max(1, tally.done), 1),
         "wrong": tally.wrong,
     }
 

@@ -210,6 +210,7 @@ class Client:
         """None: the service does not know it."""
         pause = 0.2
         while True:
+            self.tally.count("asked how it goes")
             answer = self._get(f"/v1/registrations/{id}")
             if answer.status_code != 200:
                 return None
