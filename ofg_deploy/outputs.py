@@ -45,6 +45,16 @@ def check_inputs_stay(paths: Iterable[Path], inputs: Sequence[Path]) -> None:
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+    except OSError:  # its place says what is wrong
+        pass
+    _check_place(path, overwrite)
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Of a file or a folder."""
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         size = len(os.fsencode(path.name))
         raise InputError(
@@ -52,8 +62,6 @@ def _check_writable(path: Path, overwrite: bool) -> None:
             "images shorter names"
         )
     try:
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder")
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already: choose another output or add `overwrite=True`")
         folder = path.parent
@@ -108,10 +116,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """The same as ``check_writable`` for a folder that is written as a whole. Raises InputError."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"cannot write {folder}: it is not a folder")
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder} exists already: choose another output or add `overwrite=True`")
-    _check_writable(folder / "any", overwrite=True)
-    _check_writable(folder.parent / f"{folder.name}.partial", overwrite=True)
+    _check_place(folder, overwrite)
 
 
 @contextmanager
