@@ -57,6 +57,34 @@ def place(moves: Sequence[tuple[Path, Path]], overwrite: bool, obsolete: Callabl
         _sync(folder)
 
 
+def place_folder(made: Path, final: Path, replaced: Path | None) -> None:
+    """Give a complete folder its final name, beside it on the same disk.
+
+    Args:
+        replaced: where a folder of that name goes; None takes the name only if nobody has it.
+
+    Raises:
+        InputError: the name was taken, or another process does not let go of the folder. OSError: as it came.
+    """
+    for path in sorted(made.rglob("*")):
+        _sync(path)
+    with held(final.parent / LOCK, PATIENCE_S, f"another process is writing into {final.parent} and does not end"):
+        if final.exists():
+            if replaced is None:
+                raise InputError(
+                    f"{final} exists already, another process has just written it: choose another output or add "
+                    "`overwrite=True`"
+                )
+            final.rename(replaced)
+        try:
+            made.rename(final)
+        except OSError:
+            if replaced is not None and replaced.exists():
+                replaced.rename(final)
+            raise
+        _sync(final.parent)
+
+
 def _claim(moves: Sequence[tuple[Path, Path]]) -> None:
     claimed: list[tuple[Path, Path]] = []
     try:

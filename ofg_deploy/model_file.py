@@ -36,6 +36,7 @@ _SEAL_MARK = SEAL_KEY.encode() + b"\x12\x40"
 # Of ONNX's ModelProto (onnx.proto).
 _OPSET_IMPORT, _METADATA = 8, 14
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of TensorProto
+_GRAPH, _INPUT, _OUTPUT = 7, 11, 12  # of ModelProto; of GraphProto
 _FIXED = {1: 8, 5: 4}  # bytes of a number, by wire type
 # What holds tensors, and in which fields: message -> number of the field -> message.
 _HOLDS = {
@@ -207,6 +208,32 @@ def read_model(path: Path) -> SealedModel:
     if opset != expected:  # OpenVINO and TensorRT take any number, and read the graph as they please
         raise InputError(f"{path} has ONNX opset {opset}, {contract.precision} models have {expected}: export it again")
     return SealedModel(content, contract, opset)
+
+
+def tensor_shapes(model: SealedModel, path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each input and output of the graph by name, in its order; -1 where it may vary.
+
+    Raises:
+        InputError: they are not those of the contract.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        [graph] = [value for number, value in _protobuf(memoryview(model.content)) if number == _GRAPH]
+        for number, value in _protobuf(graph):
+            if number in (_INPUT, _OUTPUT):  # ValueInfoProto: 1 name, 2 type; TypeProto: 1 tensor, of it: 2 shape
+                about = dict(_protobuf(value))
+                shape = dict(_protobuf(dict(_protobuf(about[2]))[1]))[2]
+                axes = [dict(_protobuf(axis)) for _, axis in _protobuf(shape)]  # 1 a number, 2 a name
+                found[bytes(about[1]).decode()] = tuple(int(axis.get(1, -1)) for axis in axes)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} does not state the shapes of its tensors: export the model again") from error
+    expected = ("moving", "fixed", *model.contract.outputs)
+    if tuple(found) != expected or any(len(shape) != 5 for shape in found.values()):
+        given = ", ".join(f"{name} {shape}" for name, shape in found.items()) or "none"
+        raise InputError(
+            f"{path} has tensors {given}: expected {', '.join(expected)}, each (N, channels, X, Y, Z): export it again"
+        )
+    return found
 
 
 def refuse_outside_weights(message: memoryview, kind: str, path: Path) -> None:

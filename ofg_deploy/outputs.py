@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy.claims import is_dead, living, place
+from ofg_deploy.claims import is_dead, living, place, place_folder
 from ofg_deploy.errors import InputError
 
 MAX_BYTES = 64 * 1024**2  # of a list, a sidecar, a table of landmarks: far more than anybody writes
@@ -45,6 +45,16 @@ def check_inputs_stay(paths: Iterable[Path], inputs: Sequence[Path]) -> None:
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+    except OSError:  # its place says what is wrong
+        pass
+    _check_place(path, overwrite)
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Of a file or a folder."""
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         size = len(os.fsencode(path.name))
         raise InputError(
@@ -52,8 +62,6 @@ def _check_writable(path: Path, overwrite: bool) -> None:
             "images shorter names"
         )
     try:
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder")
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already: choose another output or add `overwrite=True`")
         folder = path.parent
@@ -97,6 +105,45 @@ def staged(paths: list[Path], overwrite: bool, obsolete: Callable[[], Iterable[P
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if alive is not None:
+            os.close(alive)
+        for made in missing:  # innermost first; only folders we made and left empty go
+            with suppress(OSError):
+                made.rmdir()
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """The same as ``check_writable`` for a folder that is written as a whole. Raises InputError."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"cannot write {folder}: it is not a folder")
+    _check_place(folder, overwrite)
+
+
+@contextmanager
+def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``folder`` as a whole on success; if the body fails nothing is left.
+
+    With ``overwrite`` what is there is replaced with all it holds: look at it first.
+
+    Raises:
+        InputError: see ``check_folder``; also a name that another process took meanwhile, or any failure to write.
+    """
+    check_folder(folder, overwrite)
+    missing = [each for each in folder.parents if not each.exists()]
+    alive = scratch = None
+    try:
+        _sweep_dead(folder)
+        scratch = _make_scratch(folder.parent, _scratch(folder))
+        alive = living(scratch)
+        partial = scratch / folder.name
+        partial.mkdir()
+        yield partial
+        place_folder(partial, folder, scratch / "replaced" if overwrite else None)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         if alive is not None:
             os.close(alive)
         for made in missing:  # innermost first; only folders we made and left empty go

@@ -31,8 +31,8 @@ def export(
         Optional[str],
         typer.Argument(
             metavar="RUN",
-            help="Run folder of ofg train, a checkpoint, or (with --trt) the file or name of a model; the newest run "
-            "in ./run if absent.",
+            help="Run folder of ofg train, a checkpoint, or (with --trt or --triton) the file or name of a model, or "
+            "(with --triton) an engine; the newest run in ./run if absent.",
         ),
     ] = None,
     path: Annotated[
@@ -51,7 +51,7 @@ def export(
 ) -> None:
     """Export the network to ONNX, without the guidance; refused unless the file reproduces the network.
 
-    With --trt also a TensorRT engine and its record.
+    With --trt also a TensorRT engine and its record; with --triton a model repository of the Triton Inference Server.
     """
     from ofg_deploy.export.api import export_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ofg_deploy.options.value import option, options_of
 from ofg_deploy.options.words import EngineModule, ExportPrecision, Init, RecipeName
 
-MODEL, ENGINE, CHECKPOINT = "Model", "Engine", "Checkpoints without a run folder"
+MODEL, ENGINE, TRITON, CHECKPOINT = "Model", "Engine", "Triton", "Checkpoints without a run folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,25 @@ class EngineOptions:
         None, "Compute capabilities to build for without a GPU: sm86,sm89,sm120.", ENGINE, shown=True, metavar="LIST"
     )
     trt_module: EngineModule = option("auto", "Package that builds the engine.", ENGINE, shown=True)
-    max_batch: int = option(1, "Largest batch size of the engine.", ENGINE, shown=True, least=1)
+    max_batch: int = option(1, "Largest batch size of the engine, and of Triton.", ENGINE, shown=True, least=1)
     rebuild: bool = option(
         False, "Build the engine again although it is in the cache.", ENGINE, shown=True, flags=("--rebuild",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonOptions:
+    """Whether a model repository of Triton is written too, and how it runs there."""
+
+    triton: Path | None = option(
+        None,
+        "Also write the model (with `trt` the engine) into this model repository of the Triton Inference Server.",
+        TRITON,
+        shown=True,
+        metavar="DIR",
+    )
+    instances: int = option(
+        1, "Copies of the model that Triton runs at once, on each GPU or on the CPU.", TRITON, least=1
     )
 
 
@@ -105,4 +121,4 @@ class CheckpointOptions:
     )
 
 
-EXPORT = options_of(ModelOptions, EngineOptions, CheckpointOptions)
+EXPORT = options_of(ModelOptions, EngineOptions, TritonOptions, CheckpointOptions)

@@ -91,8 +91,14 @@ class Terminal(Observer):
             console.print(f"model: {made.model}\nrecord: {made.record}", soft_wrap=True)
         if exported.engine:
             _print_engine(console, exported.engine)
-        done = made.model if made else exported.engines[0]
-        console.print(f"next: ofg register FIXED MOVING -m {done} -o OUT", soft_wrap=True)
+        if served := exported.triton:
+            batches = f"batches of at most {served.max_batch}" if served.max_batch > 1 else "one pair at a time"
+            console.print(f"triton: {served.folder} ({served.platform}, {batches})", soft_wrap=True)
+        if made or exported.engines:
+            done = made.model if made else exported.engines[0]
+            console.print(f"next: ofg register FIXED MOVING -m {done} -o OUT", soft_wrap=True)
+        elif served:
+            console.print(f"next: tritonserver --model-repository={served.folder.parent}", soft_wrap=True)
 
 
 def as_record(exported: Exported) -> dict[str, Any]:
