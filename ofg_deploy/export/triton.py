@@ -187,7 +187,7 @@ def _read_engine(source: Path) -> _Served:
         raise InputError(f"{'; '.join(wrong)}: build the engine again")
     shapes = {tensor.name: tensor.shape for tensor in record.tensors}
     most = max(high[0] for _, _, high in record.profile.values())
-    made_with = f"{record.module} {record.module_version} for {record.made_for}"
+    made_with = f"{record.module} {record.module_version} for {record.gpu or ' '.join(record.capabilities)}"
     return _Served(PLAN, plan, record.engine_sha256, record.contract, shapes, most, made_with)
 
 
