@@ -274,7 +274,7 @@ def test_options_in_python_are_checked(tmp_path: Path) -> None:
     assert named["labels"].default is None
 
 
-@pytest.mark.parametrize(("verb", "most", "options"), [("train", 23, TRAINING), ("export", 21, EXPORT)])
+@pytest.mark.parametrize(("verb", "most", "options"), [("train", 24, TRAINING), ("export", 21, EXPORT)])
 def test_help_lists_what_people_reach_for(verb: str, most: int, options: dict[str, Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ofg_deploy", verb, "--help"],

@@ -271,9 +271,10 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float, obs
     grid = "x".join(str(n) for n in config.expects.shape)
     processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
     what = "label maps to render" if config.synthesise else "training"
+    guided = config.guides and (config.synthesise or have_guides(pairs.training))
     observer.note(
         f"{config.network} on {fabric.device.type}, {config.precision}{processes}, "
-        f"guidance {trainer.objective.guidance}{' with guides' * config.guides}, grid {grid}, "
+        f"guidance {trainer.objective.guidance}{' with guides' * guided}, grid {grid}, "
         f"{len(pairs.training)} {what} and {len(pairs.validation)} validation pairs"
     )
     left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))
