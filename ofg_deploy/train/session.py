@@ -21,7 +21,7 @@ from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.dataset import misfits, prepare_all
 from ofg_deploy.train.devices import check_bf16_on_cpu, choose_device, first_alone, launch
 from ofg_deploy.train.estimate import check_memory
-from ofg_deploy.train.guides import check_own, prepare_guides
+from ofg_deploy.train.guides import check_own, have_guides, prepare_guides
 from ofg_deploy.train.labels import prepare_labels
 from ofg_deploy.train.loop import Trainer
 from ofg_deploy.train.networks import build_network
@@ -164,7 +164,8 @@ def _prepare(
         how = (config.expects, cache, workers or os.cpu_count() or 1, advance, failed if skip_bad else None)
         # Validation pairs start as ofg register will, each from its own alignment.
         files = prepare_all(list(pairs.training), *how, frame) + prepare_all(list(pairs.validation), *how)
-        if config.guides:
+        guided = config.guides and have_guides(pairs.training)
+        if guided:
             prepare_guides(
                 pairs.training, files[: len(pairs.training)], config.expects, how[2], failed if skip_bad else None
             )
@@ -176,7 +177,7 @@ def _prepare(
             observer.warn(line)
     training = [where[p] for p in kept.training]
     labels = prepare_labels(kept.training, training, kept.evaluated) if config.dice_weight else []
-    guides = prepare_guides(kept.training, training, config.expects, how[2]) if config.guides else []
+    guides = prepare_guides(kept.training, training, config.expects, how[2]) if guided else []
     if guides:
         check_own(kept.training, training, guides)
     validation = [where[p] for p in kept.validation]
@@ -270,9 +271,10 @@ def _announce(trainer: Trainer, pairs: PairList, memory: str, step_s: float, obs
     grid = "x".join(str(n) for n in config.expects.shape)
     processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
     what = "label maps to render" if config.synthesise else "training"
+    guided = config.guides and (config.synthesise or have_guides(pairs.training))
     observer.note(
         f"{config.network} on {fabric.device.type}, {config.precision}{processes}, "
-        f"guidance {trainer.objective.guidance}{' with guides' * config.guides}, grid {grid}, "
+        f"guidance {trainer.objective.guidance}{' with guides' * guided}, grid {grid}, "
         f"{len(pairs.training)} {what} and {len(pairs.validation)} validation pairs"
     )
     left = timedelta(seconds=round(step_s * trainer.steps_per_epoch * (config.epochs - len(trainer.history))))

@@ -92,6 +92,8 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         given = {**planned, **given}
     else:
         pairs = find(images, run, selection, config.seed, overwrite, budget, observer, config.guides)
+    if asked.explicit.get("guides") and not (config.synthesise or have_guides(pairs.training)):
+        raise UsageError("`guides=True`: the training pairs have no guides; leave it out, or name them in the data")
     wishes = Options(
         given.get("grid"),
         given.get("spacing"),
@@ -113,7 +115,6 @@ def settle(images: Path, run: Path, asked: Asked, resources: Resources, overwrit
         frame=frame_of(starts, pairs, expects.init),
         two_way=bool(options.two_way),
         flip=bool(options.flip),
-        guides=guided(asked.explicit, config, pairs),
     )
     if config.synthesise and config.steps_per_epoch is None and budget is None:
         config = replace(config, steps_per_epoch=DEFAULT_PAIRS)
@@ -185,14 +186,6 @@ def check_synthesised(given: Mapping[str, Any], recipe: str | None) -> None:
         raise UsageError(
             f"`intensity={intensity}` is for scans in units: rendered images have none; use percentile or minmax"
         )
-
-
-def guided(given: Mapping[str, Any], config: TrainConfig, pairs: PairList) -> bool:
-    """Whether guides are compared. Raises UsageError: they were asked for and there are none."""
-    there = config.synthesise or have_guides(pairs.training)
-    if given.get("guides") and not there:
-        raise UsageError("`guides=True`: the training pairs have no guides; leave it out, or name them in the data")
-    return config.guides and there
 
 
 def settle_input(
