@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.options.words import MOST_PASSES
 from ofg_deploy.outputs import parse_json
 from ofg_deploy.preprocess import Init, NetworkInput
 from ofg_deploy.records import fitted
@@ -66,6 +67,8 @@ class Contract:
         sizes: ``fixed`` takes the grid of ``expects`` alone; ``multiples`` any grid of multiples of the divisor.
         outputs: ``field``, or ``field`` and ``warped`` (the moving image under it, linear, 0 outside).
         schema: version of this record.
+        passes: how often a registration asks the network, each time with the moving image moved by the field so far
+            (``passes``), unless it is told otherwise; 1 where a record does not name it.
     """
 
     network: str
@@ -79,6 +82,7 @@ class Contract:
     sizes: str = "fixed"
     outputs: tuple[str, ...] = ("field",)
     schema: int = SCHEMA
+    passes: int = 1
 
     @property
     def init(self) -> Init:
@@ -101,9 +105,16 @@ class Contract:
             raise UsageError(f"grid {given}: this model takes multiples of {self.divisor}, the next are {x} {y} {z}")
         return replace(self.expects, shape=(x, y, z))
 
+    def passes_asked(self, passes: int | None) -> int:
+        """How often the network is asked where so many passes are asked for; None leaves it to the model."""
+        return self.passes if passes is None else passes
+
     def to_json(self) -> str:
-        """One line of JSON, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+        """One line of JSON, keys sorted; a single pass is not named, as before there were others."""
+        record = asdict(self)
+        if self.passes == 1:
+            del record["passes"]
+        return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Contract:
@@ -126,13 +137,21 @@ class Contract:
                 f"{path} carries contract schema {record['schema']}, this version reads {SCHEMA}: "
                 "export it again with this version"
             )
-        contract = fitted(record, cls, f"{path} carries a damaged contract", "export the model again", exactly=True)
+        damaged, advice = f"{path} carries a damaged contract", "export the model again"
+        contract = fitted(completed(record), cls, damaged, advice, exactly=True)
         if contract.field_unit != "voxel" or contract.field_maps != "fixed_to_moving":
             raise InputError(f"{path} predicts a {contract.field_unit} {contract.field_maps} field: not supported")
         made = (contract.precision, contract.sizes, contract.outputs)
         if any(value not in known for value, known in zip(made, (PRECISIONS, SIZES, OUTPUTS), strict=True)):
             raise InputError(f"{path} is {' '.join(map(str, made))}: not supported, export it again")
+        if not 1 <= contract.passes <= MOST_PASSES:
+            raise InputError(f"{damaged}: passes is {contract.passes}, expected 1 to {MOST_PASSES}: {advice}")
         return contract
+
+
+def completed(record: Any) -> Any:
+    """A contract's record with what it need not name."""
+    return {"passes": 1, **record} if isinstance(record, dict) else record
 
 
 def seal(content: bytes) -> bytes:

@@ -285,6 +285,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
         gain_fixed: tuple[float, float, float] = (0.0, 0.0, 0.0),
         axes: str = "RAS",
         training: dict[str, Any] | None = None,
+        passes: int = 1,
     ) -> TinyModel:
         expects = NetworkInput(shape, spacing_mm, intensity or Intensity("minmax"), init, axes)
         field = _smooth_field(shape) if field is None else np.asarray(field, dtype=np.float32)
@@ -309,7 +310,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
         model = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=9)
         onnx.checker.check_model(model, full_check=True)
         contract = Contract(
-            "tiny", expects, divisor=2, weights_sha256="ab" * 32, training=training or {"guidance": "none"}
+            "tiny",
+            expects,
+            divisor=2,
+            weights_sha256="ab" * 32,
+            training=training or {"guidance": "none"},
+            passes=passes,
         )
         h.set_model_props(model, {CONTRACT_KEY: contract.to_json(), SEAL_KEY: UNSEALED})
         path = folder / f"model{len(list(folder.iterdir()))}.onnx"

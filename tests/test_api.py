@@ -38,8 +38,8 @@ SIGNATURES = {
     "Image": "(array, affine, name='')",
     "Model.register": "(self, fixed, moving, *, moving_labels=(), fixed_labels=None, also=(), fixed_mask=None, "
     "moving_mask=None, fixed_points=None, moving_points=None, points_frame=None, init=None, quality=None, refine=None, "
-    "similarity='auto', grid=None, fill=None, interpolation=None, label_interpolation='nearest', inverse=False, "
-    "max_voxels=268435456, progress=None)",
+    "similarity='auto', grid=None, passes=None, fill=None, interpolation=None, label_interpolation='nearest', "
+    "inverse=False, max_voxels=268435456, progress=None)",
     "Model.register_many": "(self, pairs, workers=0, **options)",
     "Registration.warp": "(self, image, interpolation=None, fill=None)",
     "Registration.points": "(self, points, direction='fixed_to_moving')",

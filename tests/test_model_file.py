@@ -101,6 +101,7 @@ def without(name: str, inside: str | None = None) -> dict:
         *(json.dumps(without(key)) for key in json.loads(CONTRACT.to_json())),
         *(json.dumps(without(key, "expects")) for key in json.loads(CONTRACT.to_json())["expects"]),
         json.dumps(record(extra=1)),
+        *(json.dumps(record(passes=passes)) for passes in (0, -2, 21, 2.5, "2", True, None)),
         json.dumps(record(schema=1)),
         json.dumps(record(expects=None)),
         json.dumps(expects(extra=1)),

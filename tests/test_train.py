@@ -76,7 +76,7 @@ def test_unsupervised_differs_and_learns_similarity(subjects: tuple[Path, Path],
 
 
 LATE = {"guidance_optimiser": "multilevel", "guidance_coarse_steps": 2, "guidance_start": 0.5, "guidance_sobolev": 1.0}
-LATE |= {"steady": True}
+LATE |= {"steady": True, "passes": 3}
 
 
 @pytest.mark.parametrize("guidance", [{"guidance": "ofg"}, {"guidance": "none"}, LATE])

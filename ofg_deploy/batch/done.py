@@ -63,7 +63,7 @@ def differences(job: Job, engine: Engine, record: Sidecar) -> list[str]:
         "model": record.model.get("sha256", "") == engine.model_sha256,
         "runtime": runtime == (engine.runtime, engine.provider),
         "start": (_digest(init) if isinstance(init, Path) else init) == (record.start.sha256 or record.init),
-        "option": record.options == job.options(),
+        "option": record.options == job.options(engine.contract),
         **{role: given.get(role) == told.get(role) for role in sorted({*given, *told})},
     }
     return [name for name, alike in same.items() if not alike]

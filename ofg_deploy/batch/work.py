@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 
 from ofg_deploy.batch.aligners import Aligners
 from ofg_deploy.batch.done import is_done
-from ofg_deploy.batch.engines import Engines, open_engines
+from ofg_deploy.batch.engines import Engines, Image, open_engines
 from ofg_deploy.batch.pairs import Pair
 from ofg_deploy.batch_record import Status
 from ofg_deploy.errors import DeviceError, InputError, OfgError, without_addresses
+from ofg_deploy.field import Field
 from ofg_deploy.kernels.compiled import most_threads, threads
 from ofg_deploy.options.words import Device, Runtime
 from ofg_deploy.outputs import sweep
+from ofg_deploy.passes import in_passes
 from ofg_deploy.serve.engine import Engine
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 from ofg_deploy.serve.no_network import NoNetwork, Promise, WithoutNetwork
 from ofg_deploy.serve.register import finish, prepare
-from ofg_deploy.serve.registration import checked
+from ofg_deploy.serve.registration import Prepared, checked
 
 if TYPE_CHECKING:
     from ofg_deploy.serve.tensorrt import Rebuild
@@ -173,18 +175,32 @@ class Worker:
         self._go_on()
         prepared = prepare(job, self.engines.first.contract, self._images, self._aligners.align)
         self._go_on()
-        start = time.perf_counter()
-        field, seconds = self.engines.predict(prepared.pair.moving, prepared.pair.fixed)
-        waited = time.perf_counter() - start - seconds
-        prepared.clock.seconds |= {"wait": round(max(waited, 0.0), 4), "network": round(seconds, 4)}
+        field = self._predict(prepared)
         self._go_on()
         try:
-            result = finish(job, prepared, checked(field, prepared.pair), self.engines.first)
+            result = finish(job, prepared, field, self.engines.first)
         except InputError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in STOPS:
                 raise NowhereToWrite(str(error)) from error
             raise
         return tuple(result.sidecar["warnings"])
+
+    def _predict(self, prepared: Prepared) -> Field:
+        """As ``registration.predict``, each pass in turn with other pairs; waiting for an engine is a stage."""
+        start, waited = time.perf_counter(), 0.0
+
+        def one_pass(moving: Image, fixed: Image) -> Field:
+            nonlocal waited
+            self._go_on()
+            began = time.perf_counter()
+            field, seconds = self.engines.predict(moving, fixed)
+            waited += max(time.perf_counter() - began - seconds, 0.0)
+            return field
+
+        field = in_passes(one_pass, prepared.passes or 1)(prepared.pair.moving, prepared.pair.fixed)
+        network = time.perf_counter() - start - waited
+        prepared.clock.seconds |= {"wait": round(waited, 4), "network": round(network, 4)}
+        return checked(field, prepared.pair)
 
     def _go_on(self) -> None:
         if self.stop.is_set():

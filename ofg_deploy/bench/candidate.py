@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
-
-import numpy as np
-import numpy.typing as npt
 
 from ofg_deploy.errors import DeviceError
 from ofg_deploy.extras import explained
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Shape
 from ofg_deploy.model_file import Contract
+from ofg_deploy.passes import Image, Predict, in_passes
 from ofg_deploy.serve.engine import open_engine
 from ofg_deploy.telemetry import quiet
 
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
     from ofg_deploy.options.words import Runtime as EngineRuntime
 
-Image = npt.NDArray[np.float32]
-Predict = Callable[[Image, Image], Field]
 Runtime = Literal["onnxruntime", "openvino", "tensorrt", "torch", "torch-channels-last", "torch-compile"]
 
 EAGER: tuple[Runtime, ...] = ("torch", "torch-channels-last", "torch-compile")
@@ -71,16 +66,17 @@ class Candidate:
             raise explained(error) or DeviceError(f"{error.name} cannot be imported: {error}") from error
 
     def open(self) -> tuple[Predict, str]:
-        """Ready to run, and what runs it.
+        """Ready to run, with all passes of the model, and what runs it.
 
         Raises:
             DeviceError: the runtime or the device is not there as asked.
         """
         if self.runtime in EAGER:
-            return _eager(self)
+            predict, name = _eager(self)
+            return in_passes(predict, self.contract.passes), name
         runtime = cast("EngineRuntime", self.runtime)
         engine = open_engine(self.source, self.device, self.threads, runtime=runtime)
-        predict: Predict = engine.predict
+        predict = in_passes(engine.predict, self.contract.passes)
         name = f"{engine.runtime} {engine.provider}"
         return (_with_optimiser(self, predict), name) if self.steps else (predict, name)
 

@@ -44,4 +44,4 @@ def check_same_network(files: Sequence[ModelFile]) -> None:
 
 def _identity(contract: Contract) -> tuple[object, ...]:
     diffeomorphic = bool(contract.training.get("diffeomorphic", False))
-    return contract.network, diffeomorphic, contract.expects.shape, contract.sizes, contract.outputs
+    return contract.network, diffeomorphic, contract.expects.shape, contract.sizes, contract.outputs, contract.passes

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofg_deploy.bench.candidate import Candidate, Image
+from ofg_deploy.bench.candidate import Candidate
 from ofg_deploy.bench.timing import Taken
 from ofg_deploy.child import Caller, Child
 from ofg_deploy.field import Field
+from ofg_deploy.passes import Image
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,16 @@ def register(
             help="Network grid in voxels (dynamic-shape models only); the field of view grows with it.",
         ),
     ] = None,
+    passes: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N",
+            hidden=True,
+            rich_help_panel=RUNTIME,
+            help="Passes of the network over each pair, each with the moving image moved by the field so far; if "
+            "absent as many as the model was trained for.",
+        ),
+    ] = None,
     rebuild: Annotated[
         bool,
         typer.Option(
@@ -272,6 +282,7 @@ def register(
         threads=threads,
         max_voxels=max_voxels or MAX_VOXELS,
         grid=grid,
+        passes=passes,
         label_interpolation=label_interpolation,
         points_frame=points_frame,
         inverse=inverse,

@@ -40,6 +40,7 @@ class EagerEngine:
             divisor=source.network.divisor,
             weights_sha256=weights_sha256(source.network.state_dict()),
             training=source.training,
+            passes=source.passes,
         )
         self.runtime = f"torch {torch.__version__}"
         self.provider = "CUDA" if self._device == "cuda" else "CPU"

@@ -94,6 +94,7 @@ def export_onnx(
         training=source.training,
         sizes=form.sizes,
         outputs=form.outputs,
+        passes=source.passes,
     )
     deployed = network.inference_copy(form.sizes == "multiples", with_warp)
     model = trace(deployed, source.expects.shape)

@@ -11,8 +11,9 @@ from scipy.ndimage import gaussian_filter
 
 from ofg_deploy import metrics
 from ofg_deploy.errors import ParityError
-from ofg_deploy.field import Field, jacobian_determinant, sample
-from ofg_deploy.geometry import Grid, lattice
+from ofg_deploy.field import Field, jacobian_determinant
+from ofg_deploy.geometry import Grid
+from ofg_deploy.passes import moved
 from ofg_deploy.preprocess import NetworkInput, PreparedPair
 
 Predict = Callable[[Any, Any], Field]  # (moving, fixed), (X, Y, Z) each -> (3, X, Y, Z) voxels
@@ -183,5 +184,4 @@ def compare(
 
 def _warp(pair: PreparedPair, field: Field) -> Any:
     """Moving image under a field, edge values held: at the edge itself rounding must not decide between value and 0."""
-    upper = np.array(pair.grid.shape, dtype=np.float64).reshape(3, 1, 1, 1) - 1
-    return sample(pair.moving, np.clip(lattice(pair.grid.shape) + field, 0, upper))
+    return moved(pair.moving, field)

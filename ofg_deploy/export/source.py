@@ -15,6 +15,7 @@ from ofg_deploy.export.parity import synthetic_pair
 from ofg_deploy.field import Field
 from ofg_deploy.geometry import Shape
 from ofg_deploy.kernels.integration import Integration
+from ofg_deploy.options.words import MOST_PASSES
 from ofg_deploy.preprocess import NetworkInput, PreparedPair
 from ofg_deploy.train.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ofg_deploy.train.dataset import load_cached, prepare_all
@@ -51,6 +52,16 @@ class ExportSource:
     pairs_from: str
     calibration: Callable[[], list[PreparedPair]] = list
     remarks: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> int:
+        """How often it was trained to be asked. Raises InputError: a record of something else."""
+        passes = self.training.get("passes", 1)
+        if type(passes) is not int or not 1 <= passes <= MOST_PASSES:
+            raise InputError(
+                f"the record of this training is damaged: passes is {passes!r}, expected 1 to {MOST_PASSES}"
+            )
+        return passes
 
 
 def from_run(

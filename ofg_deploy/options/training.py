@@ -11,6 +11,7 @@ from ofg_deploy.options import greedy
 from ofg_deploy.options.value import option, options_of
 from ofg_deploy.options.words import (
     COMPACT,
+    MOST_PASSES,
     PAPER,
     Device,
     Guidance,
@@ -116,6 +117,14 @@ class Weights:
     )
     diffeomorphic: bool = option(
         False, "Predict a stationary velocity field and integrate it.", NETWORK, shown=True, flags=("--diffeomorphic",)
+    )
+    passes: int = option(
+        1,
+        "Passes of the network over a pair, each with the moving image moved by the field so far: training steps begin "
+        "after 0 to `passes` - 1 of them, in equal shares, and the exported model is run so many times.",
+        NETWORK,
+        least=1,
+        most=MOST_PASSES,
     )
     lr: float | None = option(
         None,

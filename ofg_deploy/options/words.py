@@ -37,4 +37,5 @@ NetworkName = Literal[
     "transmorph-lpba",
     "lku-net",
 ]
+MOST_PASSES = 20  # of a network over one pair
 COMPACT: NetworkName = "voxelmorph-half"  # a ninth of the arithmetic, see docs/guidance.md

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ofg_deploy.errors import InputError
-from ofg_deploy.model_file import Contract
+from ofg_deploy.model_file import Contract, completed
 from ofg_deploy.outputs import parse_json, sha256_file, to_json
 from ofg_deploy.records import fitted
 from ofg_deploy.serve.cuda import Gpu
@@ -115,6 +115,8 @@ def read_record(engine: Path) -> EngineRecord:
         raise InputError(f"{damaged}: {error}: {advice}") from error
     if isinstance(content, dict) and "schema" in content and content["schema"] != SCHEMA:
         raise InputError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}: build it again")
+    if isinstance(content, dict) and "contract" in content:
+        content["contract"] = completed(content["contract"])
     record = fitted(content, EngineRecord, damaged, advice, exactly=True)
     for wrong, what in (
         (not whole, "sha256 differs"),

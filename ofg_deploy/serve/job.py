@@ -14,6 +14,7 @@ from ofg_deploy.outputs import unfinished
 from ofg_deploy.preprocess import Init
 from ofg_deploy.serve import learn2reg
 from ofg_deploy.serve.names import Names
+from ofg_deploy.serve.no_network import Promise
 from ofg_deploy.serve.options import Begin, Options, check_masks
 from ofg_deploy.sidecar import Named
 from ofg_deploy.transform.dialects import LINEAR_ENDINGS
@@ -82,8 +83,8 @@ class Job(Options):
         """Whether one of the images has a mask."""
         return self.fixed_mask is not None or self.moving_mask is not None
 
-    def options(self) -> dict[str, Any]:
-        """What decides the results beside the inputs, the start and the model; as JSON has it."""
+    def options(self, contract: Promise) -> dict[str, Any]:
+        """What decides the results with this model beside the inputs and the start; as JSON has it."""
         return {
             "fill": "auto" if self.fill is None else self.fill,
             "interpolation": self.interpolation or "auto",
@@ -92,6 +93,7 @@ class Job(Options):
             "quality": self.quality,
             "similarity": self.similarity,
             "grid": list(self.grid) if self.grid else None,
+            "passes": contract.passes_asked(self.passes),
             "label_interpolation": self.label_interpolation,
             "points_frame": self.points_frame or "ras",
             "inverse": self.inverse,

@@ -101,6 +101,7 @@ class Model:
         refine: int | None = None,
         similarity: StepSimilarity = "auto",
         grid: Shape | None = None,
+        passes: int | None = None,
         fill: float | None = None,
         interpolation: Interpolation | None = None,
         label_interpolation: Literal["nearest", "genericlabel"] = "nearest",
@@ -128,6 +129,8 @@ class Model:
             similarity: what these steps follow: ``ncc`` (local correlation, images of one contrast), ``mind``
                 (structure, images of any two contrasts), or ``auto``, chosen by the pair.
             grid: of the network, for models that take several.
+            passes: how often the network is asked, each time with the moving image moved by the field so far; None for
+                as often as the model was trained for.
             fill: value where the transform leads out of the moving image; None for its background.
             interpolation: of ``also``; None for nearest where one is a label map, linear otherwise.
             label_interpolation: ``genericlabel`` takes the label of the largest linear weight.
@@ -169,6 +172,7 @@ class Model:
             similarity=similarity,
             threads=self._threads,
             grid=grid,
+            passes=passes,
             points_frame=points_frame,
             inverse=inverse,
             max_voxels=max_voxels,

@@ -79,6 +79,11 @@ class NoNetwork:
         if grid is not None:
             raise UsageError(f"`grid` {' '.join(map(str, grid))} is of a network; without one the grid is planned")
 
+    def passes_asked(self, passes: int | None) -> None:
+        """None: nothing is asked. Raises UsageError for a number of passes."""
+        if passes is not None:
+            raise UsageError(f"`passes` {passes} is of a network, and there is none: leave it out, or name a model")
+
     def plan(self, fixed: Volume, moving: Volume) -> tuple[NetworkInput, tuple[str, ...]]:
         """What the pair is prepared for, and warnings.
 

@@ -12,6 +12,7 @@ from ofg_deploy.errors import UsageError, check_choice
 from ofg_deploy.geometry import Matrix, Shape, Spacing
 from ofg_deploy.nifti_file import MAX_VOXELS
 from ofg_deploy.options.words import Interpolation, PointsFrame, Quality, StepSimilarity
+from ofg_deploy.passes import check_passes
 from ofg_deploy.preprocess import IMAGE_BASED, Init
 from ofg_deploy.serve.refinement import Refinement
 from ofg_deploy.transform.resample import OF_LABELS
@@ -42,6 +43,8 @@ class Options:
         similarity: what the steps of ``quality`` follow; ``refinement`` has its own.
         threads: of these steps; 0 for as many as are set.
         grid: of the network, for a model that takes several; None means the one it was trained on.
+        passes: how often the network is asked, each time with the moving image moved by the field so far (``passes``);
+            None means as the model was trained.
         points_frame: coordinate frame of tables of points that do not name their own; RAS if None.
         inverse: compute the inverse transform on the moving grid too.
         max_voxels: larger images and label maps are refused before their voxels are read.
@@ -59,6 +62,7 @@ class Options:
     similarity: StepSimilarity = "auto"
     threads: int = 0
     grid: Shape | None = None
+    passes: int | None = None
     points_frame: PointsFrame | None = None
     inverse: bool = False
     max_voxels: int = MAX_VOXELS
@@ -66,6 +70,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.fill is not None and not np.isfinite(self.fill):
             raise UsageError(f"`fill` {self.fill}: a finite number is needed, or auto")
+        if self.passes is not None:
+            check_passes(self.passes)
         if self.points_frame is not None:
             check_choice("points_frame", self.points_frame, get_args(PointsFrame))
         if self.label_interpolation not in OF_LABELS:

@@ -21,6 +21,7 @@ from ofg_deploy.background import Background
 from ofg_deploy.errors import GeometryError, InputError
 from ofg_deploy.field import Field, total_displacement_mm, warp
 from ofg_deploy.nifti import Volume
+from ofg_deploy.passes import in_passes
 from ofg_deploy.preprocess import NetworkInput, PreparedPair, Start, prepare_pair
 from ofg_deploy.serve.companions import Companions, Moved, move
 from ofg_deploy.serve.engine import Engine, Served
@@ -74,6 +75,7 @@ class Prepared:
         inputs: as they were read.
         options: what was asked for; init: the start it comes to with this model.
         expects: what the pair was prepared for.
+        passes: how often the network is asked; None without one.
         pair: both images on the network's grid.
         notes: warnings about how it was prepared.
         clock: seconds by stage so far.
@@ -83,6 +85,7 @@ class Prepared:
     options: Options
     init: Begin
     expects: NetworkInput
+    passes: int | None
     pair: PreparedPair
     notes: tuple[str, ...]
     clock: Clock
@@ -92,10 +95,12 @@ def begin_with(options: Options, contract: Promise, masked: bool) -> Begin:
     """The start that options come to with a model, or without one.
 
     Raises:
-        UsageError: masks that restrict nothing, a grid the model does not take or that is too small for the steps.
+        UsageError: masks that restrict nothing, a grid the model does not take or that is too small for the steps,
+            passes without a network.
     """
     init = options.init or contract.init
     check_masks(init, masked)
+    contract.passes_asked(options.passes)
     expects = contract.on_grid(options.grid)
     if expects and (steps := options.steps_on(expects.spacing_mm)):
         steps.check_grid(expects.shape)
@@ -120,14 +125,18 @@ def prepare(
             expects = contract.on_grid(options.grid)
         start = align(_start(init, inputs.beside), inputs.fixed, inputs.moving)
         pair = prepare_pair(inputs.fixed, inputs.moving, expects, start)
-    return Prepared(inputs, options, init, expects, pair, notes, clock)
+    return Prepared(inputs, options, init, expects, contract.passes_asked(options.passes), pair, notes, clock)
 
 
 def predict(engine: Engine, prepared: Prepared) -> Field:
-    """The network's field, (3, X, Y, Z) voxels of its grid. Raises InputError where it is not finite or not there."""
-    pair = prepared.pair
+    """The network's field after all passes, (3, X, Y, Z) voxels of its grid.
+
+    Raises:
+        InputError: it is not finite or not there.
+    """
+    pair, passes = prepared.pair, prepared.passes or 1
     with prepared.clock("network"):
-        return checked(engine.predict(pair.moving, pair.fixed), pair)
+        return checked(in_passes(engine.predict, passes)(pair.moving, pair.fixed), pair)
 
 
 def checked(field_vox: Field, pair: PreparedPair) -> Field:
@@ -182,7 +191,7 @@ class Result:
     Attributes:
         prepared: inputs, options, start and grid.
         served: what ran the network.
-        network_vox: (3, X, Y, Z) the network's field in voxels of its grid.
+        network_vox: (3, X, Y, Z) the network's field, after all its passes, in voxels of its grid.
         refined: what the steps on the pair came to; None without any.
         forward: the total map on the fixed grid, RAS mm.
         warped: (X, Y, Z) the moving image on the fixed grid, ``fill`` where ``inside`` is False.

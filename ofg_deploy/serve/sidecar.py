@@ -36,7 +36,7 @@ def record(job: Job, result: Result, outputs: dict[str, Path], numbers: dict[str
         version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=portable_command(job.command, job.out),
-        options=job.options(),
+        options=job.options(served.contract),
         inputs={role: describe(volume, job.out) for role, volume in given.items()},
         outputs={role: path.name for role, path in outputs.items() if role != "sidecar"},
         transform={"unit": "mm", "frame": "LPS", "intent": 1007, "maps": "fixed_to_moving", "grid": "fixed"},

@@ -35,6 +35,7 @@ def form(models: Iterable[str]) -> dict[str, Any]:
         "labels": {
             "type": "array",
             "items": IMAGE,
+            "minItems": 1,  # an empty one cannot be sent
             "maxItems": LABEL_MAPS,
             "description": "Label maps of the moving image, warped too; the field is repeated.",
         },

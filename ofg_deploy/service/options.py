@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from ofg_deploy.errors import UsageError
-from ofg_deploy.options.words import Dialect, Init, LabelInterpolation, Quality, StepSimilarity
+from ofg_deploy.options.words import MOST_PASSES, Dialect, Init, LabelInterpolation, Quality, StepSimilarity
 from ofg_deploy.service.problems import Problem
 
 MOST_STEPS = 10_000
@@ -44,6 +44,12 @@ class Options(BaseModel):
     similarity: StepSimilarity = Field(default="auto", description="What these steps follow.")
     init: Init | None = Field(default=None, description="Initial alignment; that of the model if absent.")
     grid: tuple[Axis, Axis, Axis] | None = Field(default=None, description="Network grid X Y Z (dynamic-shape models).")
+    passes: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PASSES,
+        description="Passes of the network over the pair; as many as the model was trained for if absent.",
+    )
     fill: float | None = Field(
         default=None, allow_inf_nan=False, description="Value outside the moving image; its own background if absent."
     )

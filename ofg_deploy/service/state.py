@@ -12,6 +12,7 @@ from typing import Any, get_args
 from ofg_deploy.errors import UsageError
 from ofg_deploy.options.words import Quality
 from ofg_deploy.serve.model import Model
+from ofg_deploy.serve.no_network import NONE
 from ofg_deploy.service import resources, scans, uploads
 from ofg_deploy.service.jobs import Job, Store
 from ofg_deploy.service.limits import FREE_BYTES, Limits
@@ -80,6 +81,8 @@ class Service:
             raise UsageError(
                 "`similarity` is followed by the steps on the pair, and none are taken: add `quality` or `refine`"
             )
+        if options.passes is not None and self.models[name].network == NONE:
+            raise UsageError("`passes` is of a network, and this model is none: leave it out, or name another `model`")
         scans.check((inputs / file for files in received.files.values() for file in files), self.limits.max_voxels)
         if options.format == "l2r":
             received = uploads.for_learn2reg(received, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ofg_deploy.errors import InputError, UsageError
+from ofg_deploy.passes import in_passes
 from ofg_deploy.records import fitted
 from ofg_deploy.train.batches import TrainingFiles, epoch_items, load_batches, micro_batches
 from ofg_deploy.train.checkpoint import load_checkpoint, load_weights
@@ -25,6 +26,7 @@ from ofg_deploy.train.logs import Logs
 from ofg_deploy.train.networks import build_network
 from ofg_deploy.train.objective import Batch, Objective, Terms
 from ofg_deploy.train.pairs import PairList
+from ofg_deploy.train.passes import passes_before, predict_after
 from ofg_deploy.train.run import EpochRecord, Run, save_epoch
 from ofg_deploy.train.steady_adam import SteadyAdam
 from ofg_deploy.train.validation import Scores, predict, score_pair
@@ -105,7 +107,8 @@ class Trainer:
         [batch] = load_batches(self.files, self._batches(0)[:1], 0)
         with out_of_memory_explained():
             last = self.config.epochs - 1  # guidance may not have begun in the first one
-            trial = Trial.of(lambda: self._backward(batch.to(self.fabric.device), last, update=True))
+            usual = self.config.passes // 2  # the mean, rounded up
+            trial = Trial.of(lambda: self._backward(batch.to(self.fabric.device), last, usual, update=True))
         self.optimiser.zero_grad()
         torch.set_rng_state(random_state)
         for name, buffer in self.network.named_buffers():  # a batch norm has counted the trial
@@ -164,7 +167,8 @@ class Trainer:
         sums = np.zeros(4)
         for step, batch in enumerate(self._load(batches), start=1):
             update = step % self.config.accumulate == 0
-            terms = self._backward(batch.to(self.fabric.device), epoch, update).numbers()
+            before = passes_before(self.config, epoch, step)
+            terms = self._backward(batch.to(self.fabric.device), epoch, before, update).numbers()
             if not np.isfinite(terms[0]):
                 raise InputError(f"the loss became {terms[0]} in epoch {epoch + 1}: start again with a lower `lr`")
             if update:
@@ -174,10 +178,11 @@ class Trainer:
             on_step(step, terms[0])
         return [float(v) for v in self._sum_over_processes(sums) / (len(batches) * self.fabric.world_size)]
 
-    def _backward(self, batch: Batch, epoch: int, update: bool) -> Terms:
-        """Add the gradient of a batch; processes exchange theirs only before an update."""
+    def _backward(self, batch: Batch, epoch: int, before: int, update: bool) -> Terms:
+        """Add the gradient of a batch after some passes; processes exchange theirs only before an update."""
         with self.fabric.no_backward_sync(self.module, enabled=not update):
-            terms = self.objective(self.module(batch.moving, batch.fixed), batch, epoch)
+            field = predict_after(self.module, batch.moving, batch.fixed, before)
+            terms = self.objective(field, batch, epoch)
             self.fabric.backward(terms.loss / self.config.accumulate)
         return terms
 
@@ -208,7 +213,9 @@ class Trainer:
         return self.fabric.all_reduce(torch.from_numpy(values).to(self.fabric.device), reduce_op="sum").cpu().numpy()
 
     def _field(self, n: int) -> Any:
-        return predict(self.network, self.validation[n].moving, self.validation[n].fixed, self.fabric.device)
+        one_pass = partial(predict, self.network, device=self.fabric.device)
+        pair = self.validation[n]
+        return in_passes(one_pass, self.config.passes)(pair.moving, pair.fixed)
 
     def _first_validation_field(self) -> tuple[Any, Any] | None:
         return (self.validation[0], self._field(0)) if self.validation else None

@@ -259,6 +259,8 @@ def save_epoch(
         "version": __version__,
         "images": images.to_record(),
     }
+    if config.passes > 1:
+        training["passes"] = config.passes
     if config.diffeomorphic:
         training["integration"] = network_class(config.network).integration.to_record()
     checkpoint = Checkpoint(state, config.network, config.expects, training)

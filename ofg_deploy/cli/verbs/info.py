@@ -58,14 +58,20 @@ def _training(record: dict[str, Any]) -> dict[str, Any]:
 def _network(record: dict[str, Any], known: dict[str, Any]) -> str:
     name = known.get("network") or "not recorded"
     if record["kind"] == "model":
-        return f"{name}, {known['precision']}, ONNX opset {record['opset']}"
+        return f"{name}{_passes(known)}, {known['precision']}, ONNX opset {record['opset']}"
     if record["kind"] == "engine":
         where = record["gpu"] or ", ".join(record["capabilities"])
-        return f"{name}, {record['precision']}, {record['module']} {record['module_version']} engine for {where}"
+        made = f"{record['module']} {record['module_version']} engine for {where}"
+        return f"{name}{_passes(known)}, {record['precision']}, {made}"
     if record["kind"] == "checkpoint":
         more = ", can be resumed" if record["resumable"] else ""
         return f"{name}, {record['parameters']:,} parameters{more}"
     return str(name)
+
+
+def _passes(contract: dict[str, Any]) -> str:
+    count = contract.get("passes", 1)
+    return "" if count == 1 else f" in {count} passes"
 
 
 def _grid(known: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from ofg_deploy.serve.automatic import choose
 from ofg_deploy.serve.images import Images
 from ofg_deploy.serve.job import Job
 
-OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "rebuild")  # options that say nothing without a network
+# Options that mean nothing without a network.
+OF_AN_ENGINE = ("runtime", "device", "batch_size", "grid", "passes", "rebuild")
 
 
 def pairs_of(
