@@ -19,6 +19,7 @@ WINDOW = 3  # voxels
 CLEAR = 0.3  # squared correlation above which a window says something
 FLOOR = 0.03  # as in ``correlation``
 BINS = 64
+CURVE_BINS = 32
 SMOOTHING = (0.05, 0.25, 0.4, 0.25, 0.05)  # of the histogram: a bin and its neighbours
 
 
@@ -42,6 +43,54 @@ def opposite_share(a: Image, b: Image) -> float:
     total = float(np.sum(clear))
     share = float(np.sum(clear[cross < 0])) / total if total > 0 else 0.0
     return min(share, 1 - share)
+
+
+def curved_share(a: Image, b: Image) -> float:
+    """Of what the intensities of one image say of the other's, the share that no monotone curve says, 0..1.
+
+    The mean of ``b`` for each intensity of ``a`` is compared with the best monotone curve, rising or falling (pool
+    adjacent violators: Ayer et al., Annals of Mathematical Statistics 1955), and the other way round; the smaller share
+    of the variance counts, because noise and misalignment bend one of the curves. Scanner, gain and gamma keep the
+    order of tissues, another contrast does not.
+
+    Args:
+        a, b: (X, Y, Z), aligned as far as they can be; NaN where unknown.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    x, y = (np.asarray(v[both], np.float64) for v in (a, b))
+    return min(_off_curve(x, y), _off_curve(y, x)) if x.size else 0.0
+
+
+def _off_curve(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    """Share of the variance of the means of ``y`` in bins of ``x`` that is left beside the best monotone curve."""
+    low, high = percentiles(x, (0.5, 99.5))
+    if not low < high:
+        return 0.0
+    bins = np.clip((x - low) * (CURVE_BINS / (high - low)), 0, CURVE_BINS - 1).astype(np.int64)
+    count = np.bincount(bins, minlength=CURVE_BINS).astype(np.float64)
+    seen = count > 0
+    means, weights = np.bincount(bins, y, CURVE_BINS)[seen] / count[seen], count[seen]
+    background = int(weights.argmax())  # otherwise it would outweigh all tissues
+    weights[background] = min(weights[background], (weights.sum() - weights[background]) / 4)
+    if not weights.sum() > 0:
+        return 0.0
+    spread = means - np.average(means, weights=weights)
+    whole = float(np.sum(weights * spread**2))
+    left = min(float(np.sum(weights * (v - _rising(v, weights)) ** 2)) for v in (spread, -spread))
+    return left / whole if whole > 0 else 0.0
+
+
+def _rising(values: npt.NDArray[Any], weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The curve that never falls and is nearest to ``values``, by weighted squares."""
+    pools: list[tuple[float, float, int]] = []  # value, weight, how many
+    for each in zip(values, weights, strict=True):
+        (value, weight), many = each, 1
+        while pools and pools[-1][0] > value:
+            before, heavy, more = pools.pop()
+            value, weight = (before * heavy + value * weight) / (heavy + weight), heavy + weight
+            many += more
+        pools.append((value, weight, many))
+    return np.repeat([value for value, *_ in pools], [many for *_, many in pools])
 
 
 def _windows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

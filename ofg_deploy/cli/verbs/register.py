@@ -114,7 +114,9 @@ def _details(result: Saved) -> list[str]:
         lines.append(f"optimisation: {steps}, {energies} ({record['stopped']})")
         if chosen := record["similarity"]:
             opposite = f"{chosen['opposite_percent']:.3g} % of the local correlations have the opposite sign"
-            lines.append(f"similarity: {chosen['taken']} (requested: {chosen['asked']}; {opposite})")
+            curved = chosen.get("curved_percent")
+            monotone = "" if curved is None else f", {curved:.3g} % of the intensity relation is not monotone"
+            lines.append(f"similarity: {chosen['taken']} (requested: {chosen['asked']}; {opposite}{monotone})")
     return [*lines, "seconds: " + " + ".join(f"{s:.2f} {stage}" for stage, s in stages.items())]
 
 
