@@ -33,6 +33,9 @@ OUTSIDE = (
     "benchmarks/GPU.md",
     "benchmarks/results/runtimes.json",
     "benchmarks/results/zero_overhead.png",
+    "examples/Dockerfile",
+    "examples/kubernetes.yaml",
+    "examples/triton_client.py",
 )
 FRONT = "index.md"
 GENERATED = {"reference/command-line.md": command_line, "reference/python-api.md": python_api}

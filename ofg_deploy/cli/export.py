@@ -21,9 +21,11 @@ from ofg_deploy.options.export import EXPORT
         ("The newest run in ./run", "ofg export"),
         ("A run, in the lowest precision that holds", "ofg export run -o model.onnx --precision auto"),
         ("A TensorRT engine too", "ofg export run -o model.onnx --trt"),
+        ("A model repository of Triton", "ofg export model.onnx --triton repository"),
         ("A published checkpoint", "ofg export voxelmorph.pth.tar --network voxelmorph --recipe ixi -o model.onnx"),
     ),
     verbose=True,
+    rare=True,
 )
 @takes(EXPORT)
 def export(
