@@ -208,17 +208,14 @@ class Client:
 
     def _ended(self, id: str) -> dict[str, Any] | None:
         """None: the service does not know it."""
-        pause = 0.2
         while True:
             self.tally.count("asked how it goes")
-            answer = self._get(f"/v1/registrations/{id}")
+            answer = self._get(f"/v1/registrations/{id}?wait=20")
             if answer.status_code != 200:
                 return None
             job: dict[str, Any] = answer.json()
             if job["state"] in ("done", "failed", "expired"):
                 return job
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.3)
 
     def _check(self, task: Task, job: dict[str, Any]) -> None:
         for role in CHECKED:

@@ -7,6 +7,8 @@ import http.client
 import json
 import logging
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -358,3 +360,26 @@ def test_files_that_are_gone_are_gone(tmp_path, pair) -> None:
         shutil.rmtree(service.workers.home(job["id"]))
         assert requests.get(f"{where}/files/warped", timeout=30).status_code == 410
         assert requests.get(where, timeout=30).json()["files"] == {}
+
+
+def test_who_waits_is_answered_when_the_job_has_ended(tmp_path, pair) -> None:
+    slow = Slow()
+    with serving(tmp_path / "data", {"slow": slow}) as (address, service):
+        id = send(address, *pair).json()["id"]
+        assert slow.begun.wait(20)
+        there = f"{address}/v1/registrations/{id}"
+        start = time.monotonic()
+        assert requests.get(f"{there}?wait=0.3", timeout=30).json()["state"] == "running"
+        assert time.monotonic() - start >= 0.3
+        threading.Timer(0.2, slow.may_go_on.set).start()
+        assert requests.get(f"{there}?wait=60", timeout=50).json()["state"] == "done"
+        assert requests.get(f"{there}?wait=60", timeout=5).json()["state"] == "done"
+        for wrong in ("-1", "61", "nan", "x"):
+            answer = requests.get(f"{there}?wait={wrong}", timeout=5)
+            assert (answer.status_code, "`wait`" in answer.json()["detail"]) == (422, True)
+        slow.may_go_on.clear(), slow.begun.clear()
+        id = send(address, *pair).json()["id"]
+        assert slow.begun.wait(20)
+        threading.Timer(0.2, service.workers.delete, (id,)).start()
+        assert requests.get(f"{address}/v1/registrations/{id}?wait=60", timeout=50).status_code == 404
+        slow.may_go_on.set()

@@ -14,6 +14,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as InPath
+from fastapi import Query as InQuery
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
@@ -36,9 +37,15 @@ from ofg_deploy.version import __version__
 BLOCK = 2**20  # bytes of a file sent at once
 DRAIN_S = 10.0  # for the rest of a request that is refused
 LONGEST_WAIT_S = 600
+LONGEST_LOOK_S = 60.0
+PAUSE_S = 0.02
 GRACE_S = 20.0  # for jobs under way to stop
 TYPES = {".json": "application/json", ".html": "text/html; charset=utf-8", ".csv": "text/csv"}
 Id = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="As it was answered with.")]
+Wait = Annotated[
+    float,
+    InQuery(ge=0, le=LONGEST_LOOK_S, description="Seconds to wait for the end of the job before it is answered."),
+]
 Role = Annotated[str, InPath(pattern="^[a-z0-9_-]{1,40}$", description="warped, transform, sidecar, report, ...")]
 
 
@@ -86,10 +93,17 @@ def add_routes(app: FastAPI, service: Service) -> None:
         response.headers["Location"] = f"/v1/registrations/{job.id}"
         return await run_sync(service.describe, job)
 
-    @app.get("/v1/registrations/{id}", responses=PROBLEMS(404))
-    def look(id: Id) -> resources.Registration:
-        """State, progress and measures of a job, and its files."""
-        return service.describe(found(id))
+    @app.get("/v1/registrations/{id}", responses=PROBLEMS(404, 422))
+    async def look(id: Id, wait: Wait = 0) -> resources.Registration:
+        """State, progress and measures of a job, and its files; with ``wait`` once it has ended, or time is over."""
+        job = await run_sync(found, id)
+        until = anyio.current_time() + wait
+        while job.state in ("queued", "running") and service.workers.alive and anyio.current_time() < until:
+            seen = service.store.ends
+            while service.store.ends == seen and service.workers.alive and anyio.current_time() < until:
+                await anyio.sleep(PAUSE_S)
+            job = await run_sync(found, id)
+        return await run_sync(service.describe, job)
 
     @app.delete("/v1/registrations/{id}", status_code=204, responses=PROBLEMS(404))
     def delete(id: Id) -> None:
@@ -144,7 +158,10 @@ def add_handlers(app: FastAPI, service: Service) -> None:
         if isinstance(error, HTTPException):
             problem = Problem(error.status_code, f"{error.detail}: see /openapi.json", dict(error.headers or {}))
         elif isinstance(error, RequestValidationError):
-            problem = Problem(404, "there is no such registration or file: ids have 32 digits of 0-9 and a-f")
+            if any(one["loc"][:2] == ("query", "wait") for one in error.errors()):
+                problem = Problem(422, f"`wait` is a number of seconds from 0 to {LONGEST_LOOK_S:g}")
+            else:
+                problem = Problem(404, "there is no such registration or file: ids have 32 digits of 0-9 and a-f")
         elif isinstance(error, ClientDisconnect):
             problem = Problem(400, "the connection was cut off before the request was complete: send it again")
         else:

@@ -78,6 +78,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.ends = 0  # how often a job has ended or been deleted: who waits for one looks again when this changes
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         path = folder / FILE
@@ -153,6 +154,7 @@ class Store:
             found = self.get(id)
             with self._write() as write:
                 write("DELETE FROM job WHERE id = ?", (id,))
+            self.ends += 1
             return found
 
     def position(self, job: Job) -> int:
@@ -210,7 +212,9 @@ class Store:
                 "UPDATE job SET state = ?, finished = ?, result = ?, problem = ? WHERE id = ? AND state = 'running'",
                 (state, time.time(), *values, id),
             )
-            return bool(changed.rowcount)
+        with self._lock:
+            self.ends += 1
+        return bool(changed.rowcount)
 
     def _one(self, where: str, values: tuple[Any, ...] = ()) -> Job | None:
         with self._lock:
