@@ -212,7 +212,7 @@ def test_failure_of_a_process_is_one_line(how: str, message: str) -> None:
 
 def test_proof(model: Path, unguided: Path, tmp_path: Path, run_cli: RunCli) -> None:
     out = tmp_path / "new/bench.json"
-    line = ["bench", model, unguided, "--repeats", 2, "--guidance-steps", 1, "--threads", 1, "--json", out]
+    line = ["bench", model, unguided, "--repeats", 2, "--guidance-steps", 1, "--threads", 1, "--out", out]
     code, printed, err = run_cli(line)
     assert code == 0, err
     assert "same topology: 32 nodes" in printed
@@ -243,7 +243,7 @@ def test_a_trace_of_guidance_is_found(model: Path, tmp_path: Path) -> None:
 
 def test_table_says_what_ran_and_why_the_rest_did_not(run: Run, model: Path, tmp_path: Path, run_cli: RunCli) -> None:
     line = ["bench", model, "--checkpoint", run.folder, "--runtimes", "torch,onnxruntime,tensorrt", "--repeats", 2]
-    line += ["--precisions", "fp32,int8", "--threads", 1, "--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
+    line += ["--precisions", "fp32,int8", "--threads", 1, "--out", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
     code, printed, err = run_cli(line)
     assert code == 0, err
     report = json.loads((tmp_path / "t.json").read_text())
@@ -262,6 +262,8 @@ def test_table_says_what_ran_and_why_the_rest_did_not(run: Run, model: Path, tmp
     assert "no int8 form" in rows["torch", "int8"]["why_not"]
     assert printed.count("not measured:") == 4
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    code, printed, _ = run_cli(["bench", model, "--runtimes", "onnxruntime", "--repeats", 2, "--threads", 1, "--json"])
+    assert [row["file_bytes"] for row in json.loads(printed)["rows"]] == [model.stat().st_size]
 
 
 def test_difference_is_that_of_the_fields_in_mm(model: Path, tmp_path: Path) -> None:
@@ -287,7 +289,7 @@ def test_a_gpu_that_is_not_there(model: Path, run: Run, tmp_path: Path, run_cli:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     line = ["bench", model, "--device", "cuda", "--checkpoint", run.folder, "--repeats", 2]
-    code, _, err = run_cli([*line, "--runtimes", "torch,tensorrt", "--json", tmp_path / "t.json"])
+    code, printed, err = run_cli([*line, "--runtimes", "torch,tensorrt", "--out", tmp_path / "t.json"])
     assert code == 5
     assert "none of the 2 rows could run here; the first: no CUDA device" in err
     assert list(tmp_path.iterdir()) == []
@@ -317,7 +319,7 @@ def test_bad_requests(model: Path, unguided: Path, run: Run, tmp_path: Path, run
         ([model, "--grid", 8, 8, 8], 2, "grid 8 8 8: this model takes"),
         ([model, *table, "--threads", -1], 2, "--threads -1: give 1 or more, or 0 for all cores"),
         ([model, *table, "--grid", 0, 0, 0], 2, "grid 0 0 0: this model takes"),
-        ([model, "--json", there], 3, "--overwrite"),
+        ([model, "--out", there], 3, "--overwrite"),
         ([model, "--runtimes", "onnxrt"], 2, "'onnxrt' is unknown"),
         ([model, "--precisions", "fp8"], 2, "'fp8' is unknown"),
         ([model, "--runtimes", "torch,torch"], 2, "twice"),

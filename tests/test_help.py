@@ -159,10 +159,9 @@ def test_one_option_means_one_thing() -> None:
             for name in one.opts if one.param_type_name == "option" else ():
                 kind = "flag" if one.is_flag else "choices" if "|" in one.metavar else one.metavar
                 kinds.setdefault(name, {}).setdefault(kind, set()).add(" ".join(names))
-    # An output is a file or a folder; K is what a number of inner steps is called; the old name of bench's -o remains.
+    # An output is a file or a folder; K is what a number of inner steps is called.
     differ = {name: found for name, found in kinds.items() if len(found) > 1 and name not in ("--out", "-o")}
-    assert {*differ} == {"--guidance-steps", "--json"}
-    assert differ["--json"]["FILE"] == {"bench"}
+    assert {*differ} == {"--guidance-steps"}
     assert kinds["--pairs"] == {"LIST": {"register", "export", "bench"}}
     assert kinds["--labels"] == {"DIR": {"train", "eval", "data folder"}}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ofg_deploy.cli.app import Overwrite, app
+from ofg_deploy.cli.app import JsonOutput, Overwrite, app, json_output
 from ofg_deploy.cli.help import BASIC, MODELS, OUTPUT, RUNTIME, choices, verb
 from ofg_deploy.errors import UsageError
 
@@ -94,13 +94,13 @@ def bench(
         typer.Option(
             "--out",
             "-o",
-            "--json",  # its name in earlier versions; elsewhere --json prints
             metavar="FILE",
             rich_help_panel=OUTPUT,
             help="Also write the results as JSON.",
         ),
     ] = None,
     overwrite: Overwrite = False,
+    json: JsonOutput = False,
 ) -> None:
     """Measure the speed of models: with and without guidance, and next to optimisation of each pair at test time.
 
@@ -114,14 +114,16 @@ def bench(
     files = [model_path(text) for text in models]
     if not any(option is not None for option in (runtimes, precisions, checkpoint, pairs, device, plot)):
         steps = 5 if guidance_steps is None else guidance_steps
-        on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), out, overwrite)
+        with json_output(json) as answer:
+            answer(on_terminal.bench_proof(files, ProofOptions(repeats, steps, threads, grid), out, overwrite))
         return
     if guidance_steps is not None:
         raise UsageError("--guidance-steps has no effect on a table of runtimes and precisions: leave it out")
     options = TableOptions(
         _names(runtimes), _names(precisions), checkpoint, pairs, grid, device or "cpu", repeats, threads
     )
-    on_terminal.bench_table(files, options, out, plot, overwrite)
+    with json_output(json) as answer:
+        answer(on_terminal.bench_table(files, options, out, plot, overwrite))
 
 
 def _names(given: str | None) -> tuple[str, ...]:

@@ -29,21 +29,22 @@ DIFFERENCES = {
 }
 
 
-def bench_proof(models: Sequence[Path], options: ProofOptions, json: Path | None, overwrite: bool) -> None:
-    """The zero-overhead proof. Raises as ``bench.proof.prove`` and ``outputs.check_writable``."""
-    check_writable([json] if json else [], overwrite)
+def bench_proof(models: Sequence[Path], options: ProofOptions, out: Path | None, overwrite: bool) -> dict[str, Any]:
+    """The zero-overhead proof, printed, written to ``out`` and given back. Raises as ``bench.proof.prove`` and ``outputs.check_writable``."""
+    check_writable([out] if out else [], overwrite)
     console = terminal()
     with bars_on(console) as bars:
         task = bars.add_task("timing in turn", total=turns(len(models), options.repeats))
         report = prove(models, options, lambda: bars.advance(task))
     _print_proof(console, report)
-    _write(report, json, overwrite)
+    _write(report, out, overwrite)
+    return report
 
 
 def bench_table(
-    models: Sequence[Path], options: TableOptions, json: Path | None, plot: Path | None, overwrite: bool
-) -> None:
-    """Runtimes and precisions. Raises as ``bench.table.measure_table`` and ``outputs.check_writable``.
+    models: Sequence[Path], options: TableOptions, out: Path | None, plot: Path | None, overwrite: bool
+) -> dict[str, Any]:
+    """Runtimes and precisions, likewise. Raises as ``bench.table.measure_table`` and ``outputs.check_writable``.
 
     Raises:
         UsageError: a plot that is no PNG, or of differences nobody could measure.
@@ -52,7 +53,7 @@ def bench_table(
         raise UsageError(f"--plot {plot} must end in .png")
     if plot:
         need("matplotlib")
-    check_writable([path for path in (json, plot) if path], overwrite)
+    check_writable([path for path in (out, plot) if path], overwrite)
     console = terminal()
     with bars_on(console) as bars:
         task = bars.add_task("opening", total=None)
@@ -63,12 +64,13 @@ def bench_table(
             raise UsageError("--plot draws speed against accuracy: add the fp32 model or --checkpoint to compare with")
         with staged([plot], overwrite) as [partial]:
             draw_rows(partial, report)
-    _write(report, json, overwrite)
+    _write(report, out, overwrite)
+    return report
 
 
-def _write(report: dict[str, Any], json: Path | None, overwrite: bool) -> None:
-    if json:
-        with staged([json], overwrite) as [partial]:
+def _write(report: dict[str, Any], out: Path | None, overwrite: bool) -> None:
+    if out:
+        with staged([out], overwrite) as [partial]:
             partial.write_text(to_json(report))
 
 
