@@ -289,7 +289,7 @@ def test_a_gpu_that_is_not_there(model: Path, run: Run, tmp_path: Path, run_cli:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     line = ["bench", model, "--device", "cuda", "--checkpoint", run.folder, "--repeats", 2]
-    code, printed, err = run_cli([*line, "--runtimes", "torch,tensorrt", "--out", tmp_path / "t.json"])
+    code, _, err = run_cli([*line, "--runtimes", "torch,tensorrt", "--out", tmp_path / "t.json"])
     assert code == 5
     assert "none of the 2 rows could run here; the first: no CUDA device" in err
     assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,10 @@ DIFFERENCES = {
 
 
 def bench_proof(models: Sequence[Path], options: ProofOptions, out: Path | None, overwrite: bool) -> dict[str, Any]:
-    """The zero-overhead proof, printed, written to ``out`` and given back. Raises as ``bench.proof.prove`` and ``outputs.check_writable``."""
+    """The zero-overhead proof, printed, written to ``out`` and given back.
+
+    Raises as ``bench.proof.prove`` and ``outputs.check_writable``.
+    """
     check_writable([out] if out else [], overwrite)
     console = terminal()
     with bars_on(console) as bars:
