@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,6 +60,10 @@ def test_run_folder(subjects: tuple[Path, Path], tmp_path: Path) -> None:
     scores = [r.val_dice for r in rows]
     assert best.training["val_dice"] == max(scores)
     assert run.curve.read_bytes().startswith(b"\x89PNG")
+    assert not run.curve_is_old()
+    long_ago = run.curve.stat().st_mtime - 40
+    os.utime(run.curve, (long_ago, long_ago))
+    assert run.curve_is_old()
     assert json.loads(run.config.read_text())["config"]["guidance"] == "ofg"
     assert TrainConfig.from_record(json.loads(run.config.read_text())["config"]) == tiny_config()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +26,8 @@ from ofg_deploy.train.config import TrainConfig
 from ofg_deploy.train.networks import network_class
 from ofg_deploy.train.pairs import PairList, PairRecord
 from ofg_deploy.version import __version__
+
+CURVE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,11 @@ class Run:
         config = self.config_of(record.config, self.config)
         return config, PairList.from_record(record.pairs, self.folder), located(record.cache, self.folder)
 
+    def curve_is_old(self) -> bool:
+        """Whether it is time to draw the curve again: that takes longer than many a short epoch."""
+        newest = self.curve if self.curve.exists() else self.config
+        return time.time() - newest.stat().st_mtime > CURVE_EVERY_S
+
     def _record(self) -> RunRecord:
         return read_as(self.config, RunRecord, "is damaged")
 
@@ -272,7 +280,8 @@ def save_epoch(
     writer.writerow([f.name for f in fields(EpochRecord)])
     writer.writerows([["" if v is None else v for v in asdict(r).values()] for r in history])
     write_bytes(run.metrics, table.getvalue().encode())
-    _draw_curve(run.curve, config, history, start_score)
+    if row.epoch == config.epochs or run.curve_is_old():
+        _draw_curve(run.curve, config, history, start_score)
     resume = {**resume, "history": [asdict(r) for r in history]}
     save_checkpoint(run.last, Checkpoint(state, config.network, config.expects, training, resume))
 
