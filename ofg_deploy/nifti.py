@@ -202,7 +202,7 @@ def open_transform(path: Path, max_voxels: int = MAX_VOXELS) -> NiftiFile:
     intent = int(nifti.header["intent_code"])
     if nifti.shape[3:] != (1, 3) or intent != INTENT_VECTOR:
         fsl = intent in FSL_INTENTS
-        hint = "ofg apply with `format=fsl` reads it" if fsl else "`format` of ofg apply names another form"
+        hint = "`format=fsl` of ofg apply reads it" if fsl else "for another format give `format` of ofg apply"
         raise InputError(
             f"{path} is not a displacement field of ITK: expected shape (X, Y, Z, 1, 3) with intent 1007, not "
             f"{nifti.shape} with {intent}; {hint}"

@@ -38,7 +38,7 @@ SHORT = {
         "2",
         "--ncc-window",
         "5",
-        "--pairs",
+        "--max-pairs",
         "2",
         "--init",
         "none",

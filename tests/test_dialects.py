@@ -167,8 +167,8 @@ def test_what_is_of_another_form_is_refused(tmp_path, pair, make_grid):
         write(tmp_path / FILES[dialect], dialect, found)
     write(tmp_path / FILES["l2r"], "l2r", known(*one_grid(pair[0]), None))
     for name, dialect, said in (
-        ("fsl", "itk", "not a displacement field of ITK.*--format"),
-        ("l2r", "ants", "not a displacement field of ITK.*--format"),
+        ("fsl", "itk", "not a displacement field of ITK.*format"),
+        ("l2r", "ants", "not a displacement field of ITK.*format"),
         ("itk", "fsl", "a field of shape"),
         ("l2r", "fsl", "NIfTI intent 0"),
         ("fsl", "voxelmorph", "NIfTI intent 2006"),
