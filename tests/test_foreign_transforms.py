@@ -148,7 +148,7 @@ def test_fnirt_coefficients_of_another_reference_are_refused(tmp_path, fnirt, ma
     mirrored = Grid(reference.shape, reference.world_from_vox @ np.diag([-1, 1, 1, 1]))
     with pytest.raises(GeometryError, match=r"stored right to left.*fnirtfileutils"):
         load_map(path, "fsl", mirrored, source)
-    with pytest.raises(InputError, match=r"intent 1007.*with 2007; ofg apply with format=fsl reads it"):
+    with pytest.raises(InputError, match=r"intent 1007.*with 2007; format=fsl of ofg apply reads it"):
         load_map(path)
     content = bytearray(nib.load(path).to_bytes())
     for code, said in ((2008, "cosine"), (2009, "quadratic"), (2016, "TOPUP")):
