@@ -176,7 +176,7 @@ def test_other_tools_affines_are_refused(tmp_path):
     """FLIRT's .mat is text and maps the other way between other coordinates; Greedy's looks alike."""
     for name in ("flirt.mat", "matrix.txt"):
         np.savetxt(tmp_path / name, np.eye(4))
-        with pytest.raises(InputError, match=r"4x4 matrix as text.*--format fsl.*--format greedy"):
+        with pytest.raises(InputError, match=r"4x4 matrix as text.*format=fsl.*format=greedy"):
             load_map(tmp_path / name)
 
 
