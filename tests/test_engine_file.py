@@ -296,5 +296,5 @@ def test_an_engine_that_does_not_fit_is_rebuilt_from_its_model(
     TensorRTEngine(path, "auto", lambda *_: pytest.fail("it fits"))
     model.unlink()
     path.write_bytes(b"damaged")
-    with pytest.raises(DeviceError, match=r"model\.onnx is not there"):
+    with pytest.raises(DeviceError, match=r"model\.onnx, to rebuild it from, is missing"):
         TensorRTEngine(path, "auto", rebuild)
