@@ -115,13 +115,13 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.talking(quiet=True, verbose=False):
         console, stderr = terminal.both()
         console.print("a figure")
-        terminal.warn(stderr, ["something about `out`"])
+        terminal.warn(stderr, ["something about `refine`"])
         assert not terminal.shows_progress(at(80)[0])
     assert terminal.shows_progress(at(80)[0])
     terminal.terminal().print("another")
     printed = capsys.readouterr()
     assert printed.out == "another\n"
-    assert printed.err.startswith("ofg: warning: something about --out")
+    assert printed.err.startswith("ofg: warning: something about --refine")
 
 
 def test_quiet_verbs_print_nothing(
