@@ -254,8 +254,8 @@ def test_register_tells_the_landmark_error(tmp_path, make_grid, world_image, wri
     line = ["register", fixed, moving, "-m", tiny_model(init="affine").path, "-o", tmp_path / "out"]
     code, said, err = run_cli([*line, *tables])
     assert code == 0, err
-    [line] = [line.split() for line in said.splitlines() if line.startswith("TRE mean (mm)")]
-    assert len(line) == 6  # before, initial, after
+    [figures] = [row.split() for row in said.splitlines() if row.startswith("TRE mean (mm)")]
+    assert len(figures) == 6  # before, initial, after
     assert "7 landmarks, matched by label" in said
     record = json.loads((tmp_path / "out/mov_to_fix.json").read_text())
     assert record["landmarks"] == {"matched_by": "label"}
