@@ -107,6 +107,17 @@ def test_there_and_back_is_measured_as_others_would(scene):
     assert 100 * counted.size / gap.size <= told["percent_counted"] < 100
 
 
+def test_voxels_that_leave_the_moving_image_are_not_counted(make_grid):
+    """A shift by 3 of 16 voxels, then by 5 of 14: what stays within half a voxel of the last centre counts."""
+    grid = make_grid("RAS", (16, 14, 12), (2.0, 2.5, 3.0))
+    for axis, shift_mm, left in ((0, 6.0, 13 / 16), (1, -12.5, 9 / 14)):
+        field = np.zeros((3, *grid.shape), np.float32)
+        field[axis] = shift_mm
+        told = inverse_field(FieldMap(field, grid), np.eye(4), grid).consistency_mm
+        assert told["percent_counted"] == pytest.approx(100 * left, abs=1e-9)
+        assert told["max"] < 1e-3
+
+
 def test_where_a_folding_map_is_not_solved_is_counted(make_grid):
     """Noise of several voxels: the share that our figure calls unsolved is the share that scipy finds so."""
     grid = make_grid("RAS", (16, 14, 12), (2.0, 2.5, 3.0))
