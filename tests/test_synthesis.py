@@ -315,7 +315,7 @@ def test_options_that_mean_nothing_are_refused(maps, tmp_path, options, words) -
 def test_what_is_no_folder_of_label_maps(maps, tmp_path) -> None:
     (tmp_path / "pairs.csv").write_text("fixed,moving\na.nii,b.nii\n")
     (tmp_path / "empty").mkdir()
-    for name, words in (("pairs.csv", "is a list of pairs"), ("empty", "has 0 label maps"), ("gone", "does not exist")):
+    for name, words in (("pairs.csv", "is a file: "), ("empty", "has 0 label maps"), ("gone", "does not exist")):
         with pytest.raises(InputError, match=words):
             train_network(tmp_path / name, tmp_path / "run", synthesise=True)
     assert not (tmp_path / "run").exists()

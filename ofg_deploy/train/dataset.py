@@ -9,9 +9,11 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -181,19 +183,30 @@ def load_cached(file: Path) -> PreparedPair:
     Raises:
         InputError: the file was damaged since; it is removed then, so that it is made again.
     """
+    with cached(file) as stored:
+        fixed = stored["fixed"]
+        if fixed.ndim != 3 or fixed.dtype != np.float32 or stored["moving"].shape != fixed.shape:
+            raise ValueError("not two images on one grid")
+        return PreparedPair(
+            fixed=fixed,
+            moving=stored["moving"],
+            grid=Grid(fixed.shape, stored["world_from_vox"]),
+            moving_from_fixed=stored["moving_from_fixed"],
+            overlap=float(stored["overlap"]),
+            outside=float(stored["outside"]),
+        )
+
+
+@contextmanager
+def cached(file: Path) -> Iterator[Any]:
+    """The arrays of a file of the cache, by name, while they are read.
+
+    Raises:
+        InputError: the file is missing or was damaged since; it is removed then, so that it is made again.
+    """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            fixed = stored["fixed"]
-            if fixed.ndim != 3 or fixed.dtype != np.float32 or stored["moving"].shape != fixed.shape:
-                raise ValueError("not two images on one grid")
-            return PreparedPair(
-                fixed=fixed,
-                moving=stored["moving"],
-                grid=Grid(fixed.shape, stored["world_from_vox"]),
-                moving_from_fixed=stored["moving_from_fixed"],
-                overlap=float(stored["overlap"]),
-                outside=float(stored["outside"]),
-            )
+            yield stored
     except (*DAMAGED, KeyError, TypeError) as error:
         file.unlink(missing_ok=True)
         raise InputError(

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy import metrics
-from ofg_deploy.errors import DAMAGED, InputError
+from ofg_deploy.errors import InputError
 from ofg_deploy.field import resample
 from ofg_deploy.nifti import load_image
 from ofg_deploy.outputs import staged
 from ofg_deploy.preprocess import NetworkInput, normalised
-from ofg_deploy.train.dataset import each, file_digest, load_cached
+from ofg_deploy.train.dataset import cached, each, file_digest, load_cached
 from ofg_deploy.train.pairs import PairFiles, PairList
 
 Guide = npt.NDArray[np.float32]
@@ -77,14 +77,8 @@ def prepare_guides(
 
 def load_guides(file: Path) -> list[Guide]:
     """Moving and fixed guide (X, Y, Z) as ``prepare_guides`` wrote them."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return [stored["moving"], stored["fixed"]]
-    except (*DAMAGED, KeyError) as error:
-        file.unlink(missing_ok=True)
-        raise InputError(
-            f"{file} in the cache was missing or damaged: start again (resume the run), and it is made anew"
-        ) from error
+    with cached(file) as stored:
+        return [stored["moving"], stored["fixed"]]
 
 
 def check_own(pairs: Sequence[PairFiles], prepared: Sequence[Path], guides: Sequence[Path]) -> None:

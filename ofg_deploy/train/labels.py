@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ofg_deploy import metrics
-from ofg_deploy.errors import DAMAGED, InputError
+from ofg_deploy.errors import InputError
 from ofg_deploy.field import Field, resample, sample
 from ofg_deploy.geometry import Grid, lattice, transform_points
 from ofg_deploy.nifti import Volume, load_labels
 from ofg_deploy.outputs import staged
 from ofg_deploy.preprocess import PreparedPair
-from ofg_deploy.train.dataset import file_digest, load_cached
+from ofg_deploy.train.dataset import cached, file_digest, load_cached
 from ofg_deploy.train.pairs import PairFiles
 
 Labels = npt.NDArray[np.int32]
@@ -68,14 +68,8 @@ def prepare_labels(
 
 def load_network_labels(file: Path) -> list[Labels]:
     """Moving and fixed labels (X, Y, Z) as ``prepare_labels`` wrote them."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return [stored["moving"], stored["fixed"]]
-    except (*DAMAGED, KeyError) as error:
-        file.unlink(missing_ok=True)
-        raise InputError(
-            f"{file} in the cache was missing or damaged: start again (resume the run), and it is made anew"
-        ) from error
+    with cached(file) as stored:
+        return [stored["moving"], stored["fixed"]]
 
 
 def _evaluated(pair: PairFiles, numbers: tuple[int, ...] | None) -> list[Volume]:

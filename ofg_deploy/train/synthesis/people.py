@@ -19,11 +19,11 @@ from ofg_deploy.appearance import Look, thumbnail
 from ofg_deploy.data.description import Dataset
 from ofg_deploy.data.plan import plan_grid
 from ofg_deploy.data.scans import describe
-from ofg_deploy.errors import DAMAGED, InputError
+from ofg_deploy.errors import InputError
 from ofg_deploy.geometry import Grid, Matrix, Shape, Spacing
 from ofg_deploy.image_folder import look_into
 from ofg_deploy.preprocess import NetworkInput, Start
-from ofg_deploy.train.dataset import each, file_digest
+from ofg_deploy.train.dataset import cached, each, file_digest
 from ofg_deploy.train.pairs import MAX_VALIDATION_PAIRS, PairFiles, PairList
 from ofg_deploy.train.synthesis.label_maps import Coded, Looked, coded, inside_centre_mm, look, scored, small_image
 
@@ -73,7 +73,7 @@ def find_people(
         kept = max(2, len(images) // 10)
         training, validation = sorted(shuffled[kept:]), sorted(shuffled[:kept])
     else:
-        raise InputError(f"{source} is a list of pairs: `synthesise` renders a folder of label maps or a dataset.json")
+        raise InputError(f"{source} is a file: `synthesise` renders a folder of label maps or a dataset.json")
     if min(len(training), len(validation)) < 2:
         raise InputError(
             f"{source} has {len(training)} label maps to train and {len(validation)} to validate on: at least 2 "
@@ -160,16 +160,10 @@ def prepare_people(
 
 def load_person(file: Path) -> Person:
     """Read what ``prepare_people`` wrote. Raises InputError: the file was damaged since; it is removed then."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            codes = stored["codes"]
-            grid = Grid(codes.shape, stored["world_from_vox"])
-            return Person(Coded(codes, stored["numbers"], grid), stored["own_from_frame"], stored["centre_mm"])
-    except (*DAMAGED, KeyError, TypeError) as error:
-        file.unlink(missing_ok=True)
-        raise InputError(
-            f"{file} in the cache was missing or damaged: start again (resume the run), and it is made anew"
-        ) from error
+    with cached(file) as stored:
+        codes = stored["codes"]
+        grid = Grid(codes.shape, stored["world_from_vox"])
+        return Person(Coded(codes, stored["numbers"], grid), stored["own_from_frame"], stored["centre_mm"])
 
 
 def _prepare(path: Path, frame: Path | None, expects: NetworkInput, shell: bool, file: Path) -> None:
